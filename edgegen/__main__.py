@@ -1,0 +1,5 @@
+"""`python -m edgegen`."""
+
+from edgegen.cli import main
+
+main()

@@ -1,0 +1,259 @@
+"""A bundle: one model at one precision, in one or more formats, with the data that proves it.
+
+    BUNDLE/
+      manifest.json            this file's `Manifest`
+      golden.npz               inputs and torch fp32 outputs of the parity cases
+      model.onnx               a model of one graph named "model" lies at the top,
+      openvino_model.xml/.bin
+      decoder/model.onnx       every other graph in a folder of its own name
+      tokenizer.json, config.json, ...   text: what other tools look for
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from edgegen import records
+from edgegen.errors import FormatError, NotFoundError
+from edgegen.rooms import nearest
+from edgegen.spec import Array, GraphSpec
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+
+
+class Layer(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one weight-bearing layer became. `note` says why, where it is not what was asked."""
+
+    name: str
+    kind: str
+    precision: str
+    parameters: int
+    group_size: int | None = None
+    note: str = ""
+
+
+class Artifact(Struct, frozen=True, forbid_unknown_fields=True):
+    """One graph in one format. `path` is relative to the bundle."""
+
+    graph: str
+    format: str
+    path: str
+    ledger: tuple[Layer, ...]
+    notes: tuple[str, ...] = ()
+
+
+class FileSum(Struct, frozen=True, forbid_unknown_fields=True):
+    """Size and hash of a file in the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+class Drift(Struct, frozen=True, forbid_unknown_fields=True):
+    """How far one output of one parity case is from torch fp32.
+
+    `limit` is the largest `max_abs_error` allowed, or the smallest `sqnr_db`, as `rule` says.
+    """
+
+    engine: str
+    graph: str
+    case: str
+    output: str
+    max_abs_error: float
+    sqnr_db: float
+    rule: str
+    ok: bool
+
+
+class Text(Struct, frozen=True, forbid_unknown_fields=True, tag="autoregressive"):
+    """What the autoregressive loop needs to know. Graph "model" has the names of optimum:
+
+    `input_ids`, `attention_mask`, `position_ids`, `past_key_values.N.key|value` ->
+    `logits`, `present.N.key|value`, caches of shape (batch, kv_heads, time, head_dim).
+    """
+
+    vocab_size: int
+    max_positions: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    chat_template: str = ""
+
+
+class OneShot(Struct, frozen=True, forbid_unknown_fields=True, tag="oneshot"):
+    """A graph that is run once. Inputs that are not given are drawn from the seed.
+
+    `image` names the output to be drawn as a picture, its values in `pixels` (low, high).
+    `encoder` names the graph whose first output, the mean, is the latent of an image.
+    """
+
+    graph: str
+    image: str = ""
+    pixels: tuple[float, float] = (0.0, 1.0)
+    encoder: str = ""
+
+
+Loop = Text | OneShot
+
+
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the bundle is, what each layer became, and how far each engine was from torch."""
+
+    format_version: int
+    name: str
+    created: str
+    family: str
+    config: dict[str, Any]
+    loop: Loop
+    precision: str
+    parameters: int
+    graphs: tuple[GraphSpec, ...]
+    artifacts: tuple[Artifact, ...]
+    files: dict[str, FileSum]
+    drifts: tuple[Drift, ...] = ()
+    reference: str = ""
+    history: tuple[dict[str, Any], ...] = ()
+    tools: dict[str, str] = {}
+    export_peak_rss_mb: float | None = None
+    quality: dict[str, float] = {}
+
+
+class _Version(Struct, frozen=True):
+    format_version: int
+
+
+class Bundle(Struct, frozen=True):
+    """A manifest and the folder it was read from."""
+
+    path: Path
+    manifest: Manifest
+
+    def graph(self, name: str) -> GraphSpec:
+        """The graph of that name."""
+        for graph in self.manifest.graphs:
+            if graph.name == name:
+                return graph
+        have = [graph.name for graph in self.manifest.graphs]
+        raise NotFoundError(f"{self.path}: no graph {name!r}", nearest(name, have))
+
+    def formats(self) -> list[str]:
+        """The formats it holds, in the order they were exported."""
+        return list(dict.fromkeys(a.format for a in self.manifest.artifacts))
+
+    def artifact(self, graph: str, kind: str) -> Artifact:
+        """The file of one graph in one format."""
+        for artifact in self.manifest.artifacts:
+            if (artifact.graph, artifact.format) == (graph, kind):
+                return artifact
+        raise NotFoundError(
+            f"{self.path}: graph {graph!r} is not there as {kind}; have: {', '.join(self.formats())}",
+            f"run: edgegen export SOURCE -o {self.path} --to {','.join([*self.formats(), kind])}",
+        )
+
+    def size_mb(self, kind: str) -> float:
+        """What a device must store to run one format, in MB: its graphs and their weights."""
+        mine = {a.path for a in self.manifest.artifacts if a.format == kind}
+        return sum(s.bytes for f, s in self.manifest.files.items() if _belongs(f, mine)) / 1e6
+
+    def sha256(self) -> str:
+        """The hash of the manifest, which holds the hash of every other file."""
+        return digest(self.path / MANIFEST)
+
+
+def _belongs(file: str, mains: set[str]) -> bool:
+    """Is `file` a graph of `mains`, or the weights beside one (.bin, .onnx.data)?"""
+    stem = file.removesuffix(".data").removesuffix(".bin")
+    return file in mains or stem in mains or f"{stem}.xml" in mains
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Read a bundle's manifest. No other file is looked at: `check_files` does that.
+
+    Raises:
+        NotFoundError: no folder there, or no manifest in it.
+        FormatError: a manifest that is broken or of a newer version.
+    """
+    path = Path(path)
+    file = path / MANIFEST
+    if not file.is_file():
+        raise NotFoundError(
+            f"{path}: no bundle there ({MANIFEST} is missing)",
+            "make one with: edgegen export SOURCE -o BUNDLE",
+        )
+    data = file.read_bytes()
+    version = records.decode(_Version, data, str(file)).format_version
+    if version > FORMAT_VERSION:
+        raise FormatError(
+            f"{file}: format_version {version}, this EdgeGen reads up to {FORMAT_VERSION}",
+            "run: pip install --upgrade edgegen",
+        )
+    return Bundle(path, records.decode(Manifest, data, str(file)))
+
+
+def digest(path: Path | str) -> str:
+    """The sha256 of a file, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sums(folder: Path) -> dict[str, FileSum]:
+    """Size and hash of every file under `folder` but the manifest, by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {
+        p.relative_to(folder).as_posix(): FileSum(p.stat().st_size, digest(p)) for p in files
+    }
+
+
+def check_files(bundle: Bundle, only: set[str] | None = None) -> None:
+    """Raise `FormatError`, naming the file and both hashes, unless every file is as exported."""
+    for name, want in bundle.manifest.files.items():
+        if only is not None and name not in only:
+            continue
+        file = bundle.path / name
+        if not file.is_file():
+            raise FormatError(f"{file}: missing from the bundle", "export or copy it again")
+        if file.stat().st_size != want.bytes or digest(file) != want.sha256:
+            raise FormatError(
+                f"{file}: altered or truncated: {file.stat().st_size} bytes sha256 {digest(file)}, "
+                f"the manifest says {want.bytes} bytes sha256 {want.sha256}",
+                "export or copy the bundle again",
+            )
+
+
+class Case(Struct, frozen=True):
+    """One parity case: inputs, and what torch computed from them in fp32."""
+
+    graph: str
+    name: str
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+def write_golden(cases: list[Case], path: Path) -> None:
+    """Store cases as one `.npz`; keys are `graph/case/in|out/tensor`."""
+    arrays = {}
+    for case in cases:
+        for side, tensors in (("in", case.inputs), ("out", case.outputs)):
+            arrays |= {f"{case.graph}/{case.name}/{side}/{n}": a for n, a in tensors.items()}
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_golden(bundle: Bundle) -> list[Case]:
+    """The cases of a bundle, in the order they were written."""
+    cases: dict[tuple[str, str], Case] = {}
+    with np.load(bundle.path / GOLDEN, allow_pickle=False) as file:
+        for key in file.files:
+            graph, name, side, tensor = key.split("/", 3)
+            case = cases.setdefault((graph, name), Case(graph, name, {}, {}))
+            (case.inputs if side == "in" else case.outputs)[tensor] = file[key]
+    return list(cases.values())

@@ -1,0 +1,78 @@
+"""The command line. One file a command; each parses, calls one public function, and prints.
+
+A command file imports only typer and the standard library at the top: everything else is imported
+inside the command, so that `edgegen --help` starts in a blink and loads no engine.
+Results go to stdout, progress and log to stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+
+import typer
+
+from edgegen.errors import EdgeGenError
+
+COMMANDS = (
+    "train",
+    "export",
+    "verify",
+    "run",
+    "profile",
+    "compare",
+    "inspect",
+    "devices",
+    "demo",
+)
+
+app = typer.Typer(
+    name="edgegen",
+    help="Compact generative models on real devices: export, verify, run, profile, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _name in COMMANDS:
+    app.command(_name)(getattr(importlib.import_module(f"edgegen.cli.{_name}"), _name))
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        from edgegen import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; every error on purpose is two lines and an exit code."""
+    try:
+        app()
+    except EdgeGenError as error:
+        _report(str(error), error.hint)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _report("interrupted; nothing was changed under the output's name", "")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        _report(f"{error.filename or 'output'}: {error.strerror}", "free space or write elsewhere")
+        sys.exit(1)
+
+
+def _report(message: str, hint: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    if hint:
+        typer.echo(f"hint:  {hint}", err=True)
+    if os.environ.get("EDGEGEN_TRACEBACK"):
+        import traceback
+
+        traceback.print_exc()

@@ -1,0 +1,78 @@
+"""What every command prints with: JSON or a table on stdout, progress and notes on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# (what is going on, steps done, steps in all): library functions report progress through this
+# and know nothing of a terminal.
+Report = Callable[[str, int, int], None]
+
+
+def print_json(record: Any) -> None:
+    """A record as JSON on stdout."""
+    from edgegen.records import encode
+
+    sys.stdout.write(encode(record).decode())
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str = "") -> None:
+    """A table on stdout; numbers should come formatted, with their unit in the column name."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    # A pipe has no width: never fold what another program is going to read.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def note(message: str) -> None:
+    """One line on stderr."""
+    print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Report]:
+    """A bar on stderr for as long as the block runs; in a log, one line for each new task."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda *_: None
+    elif console.is_terminal:
+        yield from _bars(console)
+    else:
+        yield _lines()
+
+
+def _bars(console: Any) -> Iterator[Report]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def _lines() -> Report:
+    seen: set[str] = set()
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in seen:
+            seen.add(what)
+            note(f"{what} ({total})" if total > 1 else what)
+
+    return report

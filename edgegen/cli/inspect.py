@@ -1,0 +1,8 @@
+"""`edgegen inspect`."""
+
+from __future__ import annotations
+
+
+def inspect() -> None:
+    """Not there yet."""
+    raise NotImplementedError

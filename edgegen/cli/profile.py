@@ -1,0 +1,8 @@
+"""`edgegen profile`."""
+
+from __future__ import annotations
+
+
+def profile() -> None:
+    """Not there yet."""
+    raise NotImplementedError

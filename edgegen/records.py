@@ -1,0 +1,138 @@
+"""Read and write frozen records as JSON or TOML; nothing appears under its name half-written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import psutil
+
+from edgegen.errors import FormatError, NotFoundError
+from edgegen.rooms import nearest
+
+T = TypeVar("T")
+
+
+def encode(record: Any) -> bytes:
+    """The record as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
+
+
+def decode(kind: type[T], data: bytes, place: str) -> T:
+    """A record from JSON bytes; `place` is named in errors.
+
+    Raises:
+        FormatError: not JSON, a wrong type, or an unknown field ("did you mean").
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{place}: {error}", _field_hint(kind, str(error))) from error
+    except msgspec.DecodeError as error:
+        raise FormatError(f"{place}: not valid JSON: {error}", "restore the file") from error
+
+
+def read(kind: type[T], path: Path | str) -> T:
+    """A record from a `.json` or `.toml` file.
+
+    Raises:
+        NotFoundError: no such file.
+        FormatError: as `decode`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"{path}: no such file")
+    if path.suffix != ".toml":
+        return decode(kind, path.read_bytes(), str(path))
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=kind)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{path}: {error}", _field_hint(kind, str(error))) from error
+    except msgspec.DecodeError as error:
+        raise FormatError(f"{path}: not valid TOML: {error}") from error
+
+
+def write(record: Any, path: Path | str) -> None:
+    """Write a record as JSON, beside its name first."""
+    with whole(path) as part:
+        part.write_bytes(encode(record))
+
+
+@contextmanager
+def whole(path: Path | str) -> Iterator[Path]:
+    """Yield a name beside `path` to write a file or folder under; renamed to `path` at the end.
+
+    When the block raises (Ctrl-C and a full disk included) the half-written output is removed
+    and what stood under `path` before is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    part = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        yield part
+        _replace(part, path)
+    except BaseException:
+        _remove(part)
+        raise
+
+
+def _replace(part: Path, path: Path) -> None:
+    """Rename, moving an old folder aside first: a folder cannot be renamed over a full one."""
+    if not path.is_dir():
+        os.replace(part, path)
+        return
+    old = path.with_name(f"{path.name}.partial-old-{os.getpid()}")
+    os.rename(path, old)
+    try:
+        os.rename(part, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    _remove(old)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a killed run left beside `path`; bring back an old folder it had moved aside."""
+    for left in path.parent.glob(f"{path.name}.partial-*"):
+        pid = int(left.name.rpartition("-")[2]) if left.name.rpartition("-")[2].isdigit() else 0
+        if pid and (pid == os.getpid() or psutil.pid_exists(pid)):
+            continue
+        if ".partial-old-" in left.name and not path.exists():
+            os.rename(left, path)
+        else:
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _field_hint(kind: Any, message: str) -> str:
+    found = re.search(r"unknown field `(.+?)`", message)
+    if not found:
+        return ""
+    return nearest(found[1], sorted(_fields(kind, set())))
+
+
+def _fields(kind: Any, seen: set[Any]) -> set[str]:
+    """The field names of a struct and of every struct inside it."""
+    if kind in seen:
+        return set()
+    seen.add(kind)
+    inside: set[str] = set()
+    for child in getattr(kind, "__args__", ()):
+        inside |= _fields(child, seen)
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        for field in msgspec.structs.fields(kind):
+            inside |= {field.encode_name} | _fields(field.type, seen)
+    return inside

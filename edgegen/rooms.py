@@ -1,0 +1,76 @@
+"""A room is a package whose files are its plug-ins; a file's name is the plug-in's name.
+
+Third parties add one through an entry point in the group of the room's name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from types import ModuleType
+
+from edgegen.errors import MissingExtraError, NotFoundError
+
+# The extra that brings a library, where it is not called like the plug-in that misses it.
+EXTRA_OF = {
+    "torch": "build",
+    "onnx": "build",
+    "onnxscript": "build",
+    "onnx_ir": "build",
+    "safetensors": "build",
+    "accelerate": "build",
+    "nncf": "build",
+    "gguf": "gguf",
+    "tokenizers": "text",
+    "jinja2": "text",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "matplotlib": "report",
+    "PIL": "images",
+    "sklearn": "demo",
+}
+
+
+def nearest(name: str, have: Iterable[str]) -> str:
+    """A hint: the closest of `have`, or all of them."""
+    have = list(have)
+    near = difflib.get_close_matches(name, have, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"have: {', '.join(have) or 'none'}"
+
+
+def names(room: str) -> list[str]:
+    """The plug-ins of a room, by listing its files and entry points; none of them is imported."""
+    package = importlib.import_module(room)
+    found = pkgutil.iter_modules(package.__path__)
+    own = {m.name for m in found if not m.ispkg and not m.name.startswith("_")}
+    return sorted(own | {point.name for point in entry_points(group=room)})
+
+
+def load(room: str, name: str) -> ModuleType:
+    """Import one plug-in, and say how to fix it when that fails.
+
+    Raises:
+        NotFoundError: no file and no entry point of that name.
+        MissingExtraError: the library behind it is not installed; the hint is the pip command.
+    """
+    have = names(room)
+    if name not in have:
+        raise NotFoundError(f"no {name!r} in {room}", nearest(name, have))
+    for point in entry_points(group=room, name=name):
+        return importlib.import_module(point.value)
+    try:
+        return importlib.import_module(f"{room}.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("edgegen"):
+            raise
+        raise missing(error, name) from error
+
+
+def missing(error: ModuleNotFoundError, who: str) -> MissingExtraError:
+    """The error that says which extra to install for the library `error` names."""
+    library = (error.name or "").partition(".")[0]
+    extra = EXTRA_OF.get(library, who)
+    return MissingExtraError(f"{who} needs {library}", f"run: pip install 'edgegen[{extra}]'")

@@ -1,0 +1,181 @@
+"""What flows between the stages: frozen data, numpy only, safe to import on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from edgegen.errors import MismatchError
+
+Array = NDArray[Any]
+Feed = Mapping[str, Array]
+
+
+class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """One named input or output of a graph.
+
+    A dimension is a number when it is fixed and a name when it is free:
+    `TensorSpec("x", "float32", ("batch", 3, 32, 32))`. `low` and `high`, where given, bound the
+    values that make sense (token ids, masks); without them test data is a standard normal.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    low: float | None = None
+    high: float | None = None
+
+    def check(self, array: Array) -> None:
+        """Raise `MismatchError`, naming the tensor, what was wanted and what came, unless it fits."""
+        fits = len(array.shape) == len(self.shape) and all(
+            isinstance(want, str) or want == have
+            for want, have in zip(self.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != np.dtype(self.dtype):
+            wanted = ", ".join(map(str, self.shape))
+            found = ", ".join(map(str, array.shape))
+            raise MismatchError(
+                f"{self.name}: wanted {self.dtype}[{wanted}], found {array.dtype}[{found}]",
+                f"cast or reshape {self.name} to {self.dtype}[{wanted}]",
+            )
+
+
+class GraphSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """One exported graph: the unit an engine opens and runs.
+
+    `limits` holds the largest size of a free dimension, where it has one: `{"seq": 512}`.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    limits: dict[str, int] = {}
+
+    def check(self, feed: Feed) -> None:
+        """Raise `MismatchError` unless `feed` has every input, each of its type and shape.
+
+        A free dimension must have one size wherever it stands, within its limit.
+        """
+        wanted = {spec.name for spec in self.inputs}
+        if set(feed) != wanted:
+            lost, extra = sorted(wanted - set(feed)), sorted(set(feed) - wanted)
+            raise MismatchError(f"graph {self.name}: missing inputs {lost}, unknown inputs {extra}")
+        sizes: dict[str, tuple[int, str]] = {}
+        for spec in self.inputs:
+            spec.check(feed[spec.name])
+            for name, size in zip(spec.shape, feed[spec.name].shape, strict=True):
+                if isinstance(name, str):
+                    self._check_size(sizes, name, size, spec.name)
+
+    def _check_size(
+        self, sizes: dict[str, tuple[int, str]], name: str, size: int, tensor: str
+    ) -> None:
+        first, where = sizes.setdefault(name, (size, tensor))
+        if first != size:
+            raise MismatchError(f"{name} is {first} in {where} but {size} in {tensor}")
+        if size > self.limits.get(name, size):
+            raise MismatchError(f"{tensor}: {name} is {size}, the limit is {self.limits[name]}")
+
+
+class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which family a model is of, and the configuration that family's `Config` reads."""
+
+    family: str
+    config: dict[str, Any]
+
+
+class Sampling(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the next token is drawn from the logits; the default is greedy.
+
+    `temperature` 0 takes the most likely token. `top_k` 0, `top_p` 1 and `min_p` 0 keep all
+    tokens; `repetition_penalty` above 1 makes tokens that occurred before less likely.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class Request(Struct, frozen=True, forbid_unknown_fields=True):
+    """The workload. Two profiles are comparable only where their requests are equal.
+
+    Text uses `prompt_tokens`, `new_tokens` and `sampling`; with an empty `prompts` the prompt is
+    drawn at random, anew each time. `sizes` fixes free dimensions other than the batch.
+    """
+
+    batch: int = 1
+    seed: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    sampling: Sampling = Sampling()
+    prompts: tuple[tuple[int, ...], ...] = ()
+    ignore_eos: bool = False
+    sizes: dict[str, int] = {}
+
+
+class Operator(Struct, frozen=True, forbid_unknown_fields=True):
+    """One operator as the engine itself timed it, summed over the calls of one profiled run."""
+
+    name: str
+    kind: str
+    device: str
+    calls: int
+    total_ms: float
+    precision: str = ""
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """How an engine opens a graph.
+
+    `threads` 0 leaves the choice to the engine. `precision` is what must run, never less.
+    `provider` is passed through to the engine as it is.
+    """
+
+    threads: int = 0
+    precision: str = "fp32"
+    allow_fallback: bool = False
+    profile: bool = False
+    provider: dict[str, str] = {}
+
+
+class Session(Protocol):
+    """One graph, opened by one engine on one device. Numpy at the boundary."""
+
+    graph: GraphSpec
+
+    def run(self, inputs: Feed) -> dict[str, Array]:
+        """The graph's outputs by name; raises `MismatchError` for inputs that do not fit."""
+
+    def operators(self) -> tuple[Operator, ...]:
+        """What ran, where and for how long, since opening; empty unless `Options.profile`."""
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+
+
+class CachedForward(Protocol):
+    """A decoder graph with its key/value cache kept by the engine between calls."""
+
+    def __call__(
+        self, input_ids: Array, attention_mask: Array, position_ids: Array, *, fresh: bool
+    ) -> Array:
+        """Logits of the last position, (batch, vocabulary); `fresh` starts with an empty cache.
+
+        `input_ids` and `position_ids` are (batch, new); `attention_mask` is (batch, past + new).
+        """
+
+
+class Decoder(Protocol):
+    """Text generation seen from outside, so that an engine may keep cache and sampling to itself."""
+
+    def start(self, prompts: tuple[tuple[int, ...], ...], sampling: Sampling) -> Array:
+        """Prefill; the first new token of each sequence, shape (batch,)."""
+
+    def step(self) -> Array:
+        """The next token of each sequence, shape (batch,)."""
