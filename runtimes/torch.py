@@ -1,0 +1,98 @@
+"""torch: the reference engine, reads `torch` (an exported program), on CPU or CUDA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgegen.errors import FormatError, NotFoundError
+from edgegen.rooms import nearest
+from edgegen.spec import Array, Feed, GraphSpec, Operator, Options
+
+READS = "torch"
+FIXED_SHAPE_DEVICES = ()
+
+
+def version() -> str:
+    """The version of torch."""
+    return str(torch.__version__)
+
+
+def devices() -> list[str]:
+    """`cpu`, and `gpu`, `gpu:1`, ... where CUDA is there."""
+    count = torch.cuda.device_count()
+    return ["cpu", *(["gpu"] if count else []), *(f"gpu:{i}" for i in range(1, count))]
+
+
+def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> TorchSession:
+    """Load the exported program at `path` onto `device`.
+
+    Raises:
+        NotFoundError: no such device.
+        FormatError: the file cannot be read.
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    place = _place(device)
+    try:
+        program = torch.export.load(path)
+    except Exception as error:  # torch.export raises many kinds for a broken archive
+        raise FormatError(
+            f"{path}: torch {version()} cannot open it: {error}", "export the bundle again"
+        ) from error
+    return TorchSession(program.module().to(place), graph, place, options.profile)
+
+
+def _place(device: str) -> Any:
+    name, _, index = device.partition(":")
+    if name == "auto":
+        name = "gpu" if torch.cuda.is_available() else "cpu"
+    if device != "auto" and device not in devices():
+        raise NotFoundError(
+            f"torch {version()} sees no device {device!r}; it sees: {', '.join(devices())}",
+            nearest(device, devices()),
+        )
+    return torch.device("cpu" if name == "cpu" else f"cuda:{index or 0}")
+
+
+class TorchSession:
+    """A `Session` over an exported program."""
+
+    def __init__(self, module: Any, graph: GraphSpec, place: Any, profiled: bool) -> None:
+        self.graph = graph
+        self._module = module
+        self._place = place
+        self._profiler = torch.profiler.profile() if profiled else None
+        if self._profiler:
+            self._profiler.start()
+
+    @torch.inference_mode()
+    def run(self, inputs: Feed) -> dict[str, Array]:
+        """The graph's outputs by name; returns when the device has finished."""
+        self.graph.check(inputs)
+        tensors = [torch.from_numpy(inputs[s.name]).to(self._place) for s in self.graph.inputs]
+        out = self._module(*tensors)
+        values = out if isinstance(out, tuple) else (out,)
+        return {
+            spec.name: value.cpu().numpy()
+            for spec, value in zip(self.graph.outputs, values, strict=True)
+        }
+
+    def operators(self) -> tuple[Operator, ...]:
+        """Times from torch's profiler, which this ends."""
+        if self._profiler is None:
+            return ()
+        self._profiler.stop()
+        rows, self._profiler = self._profiler.key_averages(), None
+        return tuple(
+            Operator(row.key, row.key, self._place.type, row.count, row.self_cpu_time_total / 1e3)
+            for row in rows
+            if row.self_cpu_time_total > 0
+        )
+
+    def close(self) -> None:
+        """Drop the module."""
+        self.operators()
+        self._module = None
