@@ -1,0 +1,323 @@
+"""One decoder of text: the Llama style (Llama, SmolLM2, Qwen2) and the GPT-2 style.
+
+The key/value cache is an input and an output of the graph, so that any engine can keep it.
+Weights are called as in Hugging Face's Llama, without the leading "model.".
+
+Source: Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019 (GPT-2); Touvron et al. 2023,
+arXiv:2302.13971 (Llama).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from msgspec import Struct
+from torch import Tensor, nn
+
+from edgegen.bundle import Text
+from edgegen.errors import UsageError
+from edgegen.spec import GraphSpec, TensorSpec
+
+
+Turn = tuple[Tensor, Tensor]  # cos and sin of each angle, (batch, 1, time, head_dim / 2)
+
+
+class RopeScaling(Struct, frozen=True, forbid_unknown_fields=True):
+    """How rotary frequencies are stretched beyond the length the model was first trained at.
+
+    `linear` divides them all by `factor`; `llama3` only the slow ones.
+    """
+
+    rope_type: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """A decoder, in Hugging Face's names. `head_dim` 0 is hidden size / heads.
+
+    `style` "llama": RMSNorm, rotary positions, SwiGLU, no biases but `qkv_bias` (Qwen2).
+    `style` "gpt2": LayerNorm, learned positions, GELU, biases everywhere.
+    """
+
+    style: Literal["llama", "gpt2"] = "llama"
+    vocab_size: int = 512
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 0
+    intermediate_size: int = 384
+    max_position_embeddings: int = 256
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        sizes = (self.vocab_size, self.hidden_size, self.num_hidden_layers, heads, kv_heads)
+        if min(*sizes, self.intermediate_size, self.max_position_embeddings) < 1:
+            raise UsageError("gpt: a size in the config is below 1", "make every size at least 1")
+        if heads % kv_heads:
+            raise UsageError(
+                f"gpt: {heads} num_attention_heads is no multiple of {kv_heads} num_key_value_heads",
+                f"set num_key_value_heads to a divisor of {heads}",
+            )
+        if not self.head_dim and self.hidden_size % heads:
+            raise UsageError(
+                f"gpt: {self.hidden_size} hidden_size is no multiple of {heads} num_attention_heads",
+                "change one of them, or set head_dim",
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+def rope_frequencies(config: Config) -> Tensor:
+    """Radians a position for each pair of channels, shape (head_dim / 2,).
+
+    Source: Su et al. 2021, arXiv:2104.09864; llama3 scaling as in Meta's llama-models.
+    """
+    size = config.head_size
+    # The device is named so that a net built on "meta" still has its frequencies.
+    pairs = torch.arange(0, size, 2, dtype=torch.float32, device="cpu")
+    frequencies = 1.0 / config.rope_theta ** (pairs / size)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.rope_type == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1: a fast frequency, left as it is
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of channels (c, c + head_dim / 2) of `x` (batch, heads, time, head_dim)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def causal_mask(attention_mask: Tensor, time: int, past: int) -> Tensor:
+    """Which key each query may see, bool (batch, 1, time, past + time).
+
+    Every query sees itself, padding too: a row that sees nothing is NaN in some engines. The
+    batch is expanded because OpenVINO's fused attention in bf16 is wrong for a broadcast mask.
+    """
+    keys = torch.arange(past + time, device=attention_mask.device)
+    queries = keys[past:, None]
+    real = attention_mask[:, None, None, :].bool()
+    mask = (keys < queries) & real | (keys == queries)
+    return mask.expand(attention_mask.shape[0], 1, time, past + time)
+
+
+class Attention(nn.Module):
+    """Self-attention with a cache; `num_key_value_heads` heads are shared by groups of queries."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_size
+        gpt2 = config.style == "gpt2"
+        width = config.num_attention_heads * self.head_dim
+        kv_width = config.num_key_value_heads * self.head_dim
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        bias = gpt2 or config.qkv_bias
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=gpt2)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(batch, time, heads * head_dim) -> (batch, heads, time, head_dim)."""
+        return x.view(x.shape[0], x.shape[1], -1, self.head_dim).transpose(1, 2)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        turn: tuple[Tensor, Tensor] | None,
+        key: Tensor,
+        value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (self.heads(p(x)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if turn is not None:
+            q, k = rotate(q, *turn), rotate(k, *turn)
+        key, value = torch.cat((key, k), dim=2), torch.cat((value, v), dim=2)
+        y = F.scaled_dot_product_attention(q, key, value, mask, enable_gqa=self.groups > 1)
+        return self.o_proj(y.transpose(1, 2).flatten(2)), key, value
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU. Source: Shazeer 2020, arXiv:2002.05202."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MLP(nn.Module):
+    """GPT-2's: GELU by its tanh formula."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each normalised before and added after."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.input_layernorm = _norm(config)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = _norm(config)
+        self.mlp = MLP(config) if config.style == "gpt2" else GatedMLP(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        turn: tuple[Tensor, Tensor] | None,
+        key: Tensor,
+        value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, key, value = self.self_attn(self.input_layernorm(x), mask, turn, key, value)
+        x = x + y
+        return x + self.mlp(self.post_attention_layernorm(x)), key, value
+
+
+class Net(nn.Module):
+    """The whole decoder. With tied embeddings the embedding is used twice: there is no `lm_head`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.style == "gpt2":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        else:
+            self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = _norm(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.apply(_initialise)
+        for name, weight in self.named_parameters():
+            # Residual branches add up: GPT-2 keeps their sum at unit scale.
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.num_hidden_layers))
+
+    def empty_cache(self, batch: int) -> tuple[Tensor, ...]:
+        """Keys and values of no tokens: k0, v0, k1, v1, ... each (batch, kv_heads, 0, head_dim)."""
+        shape = (batch, self.config.num_key_value_heads, 0, self.config.head_size)
+        weight = self.embed_tokens.weight
+        return tuple(weight.new_zeros(shape) for _ in range(2 * len(self.layers)))
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Logits (batch, time, vocabulary), then the longer cache in the order it came.
+
+        `input_ids`, `position_ids` are (batch, time); `attention_mask` (batch, past + time).
+        """
+        mask = causal_mask(attention_mask, input_ids.shape[1], past[0].shape[2])
+        x = self.embed_tokens(input_ids)
+        turn = None
+        if self.config.style == "gpt2":
+            x = x + self.embed_positions(position_ids)
+        else:
+            angles = position_ids[:, None, :, None].to(x.dtype) * self.frequencies
+            turn = angles.cos(), angles.sin()
+        present: list[Tensor] = []
+        for layer, key, value in zip(self.layers, past[::2], past[1::2], strict=True):
+            x, key, value = layer(x, mask, turn, key, value)
+            present += [key, value]
+        x = self.norm(x)
+        tied = self.config.tie_word_embeddings
+        return F.linear(x, self.embed_tokens.weight if tied else self.lm_head.weight), *present
+
+
+def _norm(config: Config) -> nn.Module:
+    kind = nn.LayerNorm if config.style == "gpt2" else nn.RMSNorm
+    return kind(config.hidden_size, eps=config.norm_eps)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def graphs(net: Net) -> dict[str, tuple[nn.Module, GraphSpec]]:
+    """The one graph, "model", with the tensor names of optimum."""
+    config = net.config
+    limit = config.max_position_embeddings
+    sides: list[list[TensorSpec]] = []
+    for prefix, time in (("past_key_values", "past"), ("present", "past+seq")):
+        shape = ("batch", config.num_key_value_heads, time, config.head_size)
+        names = (
+            f"{prefix}.{n}.{side}" for n in range(len(net.layers)) for side in ("key", "value")
+        )
+        sides.append([TensorSpec(name, "float32", shape) for name in names])
+    inputs = (
+        TensorSpec("input_ids", "int64", ("batch", "seq"), 0, config.vocab_size - 1),
+        TensorSpec("attention_mask", "int64", ("batch", "past+seq"), 0, 1),
+        TensorSpec("position_ids", "int64", ("batch", "seq"), 0, limit - 1),
+        *sides[0],
+    )
+    logits = TensorSpec("logits", "float32", ("batch", "seq", config.vocab_size))
+    limits = {"seq": limit, "past": limit, "past+seq": limit}
+    return {"model": (net.eval(), GraphSpec("model", inputs, (logits, *sides[1]), limits))}
+
+
+def loop(config: Config) -> Text:
+    """What the autoregressive loop must know."""
+    return Text(
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_size,
+        bos=config.bos_token_id,
+        eos=config.eos_token_ids,
+    )
+
+
+def phases(net: Net) -> dict[str, list[nn.Parameter]]:
+    """One optimiser for everything."""
+    return {"net": list(net.parameters())}
+
+
+def loss(net: Net, batch: Tensor, phase: str, generator: torch.Generator) -> dict[str, Tensor]:
+    """Cross entropy of each next token of `batch` (batch, time + 1), in nats; and in bits."""
+    ids, targets = batch[:, :-1], batch[:, 1:]
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    logits, *_ = net(ids, torch.ones_like(ids), positions, *net.empty_cache(ids.shape[0]))
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    return {"loss": nats, "bits_per_token": nats.detach() / math.log(2)}
+
+
+def samples(net: Net, num: int, generator: torch.Generator) -> None:
+    """Text has no images to look at."""
