@@ -13,14 +13,13 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from msgspec import Struct
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edgegen.bundle import Text
 from edgegen.errors import UsageError
 from edgegen.spec import GraphSpec, TensorSpec
-
 
 Turn = tuple[Tensor, Tensor]  # cos and sin of each angle, (batch, 1, time, head_dim / 2)
 
@@ -69,13 +68,13 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
             raise UsageError("gpt: a size in the config is below 1", "make every size at least 1")
         if heads % kv_heads:
             raise UsageError(
-                f"gpt: {heads} num_attention_heads is no multiple of {kv_heads} num_key_value_heads",
+                f"gpt: {heads} attention heads do not share {kv_heads} key/value heads evenly",
                 f"set num_key_value_heads to a divisor of {heads}",
             )
         if not self.head_dim and self.hidden_size % heads:
             raise UsageError(
-                f"gpt: {self.hidden_size} hidden_size is no multiple of {heads} num_attention_heads",
-                "change one of them, or set head_dim",
+                f"gpt: hidden_size {self.hidden_size} does not divide into {heads} heads",
+                "change hidden_size or num_attention_heads, or set head_dim",
             )
 
     @property
@@ -208,7 +207,7 @@ class Layer(nn.Module):
 
 
 class Net(nn.Module):
-    """The whole decoder. With tied embeddings the embedding is used twice: there is no `lm_head`."""
+    """The whole decoder. Tied embeddings are used twice: there is no `lm_head` then."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
