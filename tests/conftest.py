@@ -1,0 +1,191 @@
+"""Two toy bundles on disk, opened by the in-memory engine (`runtime="callable"`): no torch, no engine.
+
+`text_bundle`   a language model over bytes (ids 0-255, end of text 256) whose every logit is exact
+                integer arithmetic on its key/value cache; `next_token` says what greedy must answer.
+`image_bundle`  a VAE on one grey channel: `decoder` paints each of 4 latents over a quarter of an
+                8 x 8 image, `encoder` reads them back exactly.
+
+Both hold golden data and true hashes, so every command that reads a bundle can be tried on them.
+They open in this process only: a fresh one has to `callable.register` the functions first.
+"""
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgegen import bundle as bundles
+from edgegen import records
+from edgegen.bundle import Artifact, Case, Layer, Manifest, OneShot, Text
+from edgegen.runtimes import callable as in_memory
+from edgegen.spec import GraphSpec, TensorSpec
+
+END = 256
+VOCABULARY = 257
+POSITIONS = 64
+LAYERS = 2
+TEXT = Text(VOCABULARY, POSITIONS, layers=LAYERS, kv_heads=1, head_dim=1, eos=(END,))
+IMAGES = OneShot("decoder", image="image", pixels=(0.0, 1.0), encoder="encoder")
+
+
+def caches(prefix, time):
+    names = [f"{prefix}.{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]
+    return tuple(TensorSpec(name, "float32", ("batch", 1, time, 1)) for name in names)
+
+
+MODEL = GraphSpec(
+    "model",
+    (
+        TensorSpec("input_ids", "int64", ("batch", "seq"), 0, VOCABULARY - 1),
+        TensorSpec("attention_mask", "int64", ("batch", "past+seq"), 0, 1),
+        TensorSpec("position_ids", "int64", ("batch", "seq"), 0, POSITIONS - 1),
+        *caches("past_key_values", "past"),
+    ),
+    (
+        TensorSpec("logits", "float32", ("batch", "seq", VOCABULARY)),
+        *caches("present", "past+seq"),
+    ),
+    {"seq": POSITIONS, "past": POSITIONS, "past+seq": POSITIONS},
+)
+ENCODER = GraphSpec(
+    "encoder",
+    (TensorSpec("image", "float32", ("batch", 1, 8, 8), 0, 1),),
+    (TensorSpec("mean", "float32", ("batch", 4)), TensorSpec("logvar", "float32", ("batch", 4))),
+)
+DECODER = GraphSpec(
+    "decoder",
+    (TensorSpec("latent", "float32", ("batch", 4)),),
+    (TensorSpec("image", "float32", ("batch", 1, 8, 8)),),
+)
+
+
+def toy_text(feed):
+    """Logits that fall off around a target: the masked sum of (id + 1) * (position + 1), mod 257.
+
+    Every layer's key is id + 1 and its value is position + 1; all layers must agree.
+    """
+    ids, positions = feed["input_ids"], feed["position_ids"]  # (batch, seq)
+    past = feed["past_key_values.0.key"].shape[2]
+    out = {}
+    for layer in range(LAYERS):
+        for part, new in (("key", ids + 1), ("value", positions + 1)):
+            old = feed[f"past_key_values.{layer}.{part}"]  # (batch, 1, past, 1)
+            fresh = new[:, None, :, None].astype(np.float32)
+            out[f"present.{layer}.{part}"] = np.concatenate([old, fresh], axis=2)
+    terms = [out[f"present.{n}.key"] * out[f"present.{n}.value"] for n in range(LAYERS)]
+    mean = np.mean(terms, axis=0)[:, 0, :, 0] * feed["attention_mask"]  # (batch, past + seq)
+    target = np.cumsum(mean, axis=1)[:, past:] % VOCABULARY  # (batch, seq)
+    distance = np.abs(np.arange(VOCABULARY) - target[..., None])
+    return {"logits": (-distance / 4).astype(np.float32)} | out
+
+
+def next_token(ids):
+    """The token toy_text finds most likely after `ids`."""
+    return sum((i + 1) * (p + 1) for p, i in enumerate(ids)) % VOCABULARY
+
+
+def continuation(prompt, new_tokens):
+    """Greedy text by hand: up to `new_tokens` ids after `prompt`, the end token left out."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + new_tokens and (token := next_token(ids)) != END:
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+def toy_decoder(feed):
+    quarters = feed["latent"].reshape(-1, 1, 2, 2)
+    return {"image": quarters.repeat(4, axis=2).repeat(4, axis=3)}
+
+
+def toy_encoder(feed):
+    mean = np.ascontiguousarray(feed["image"][:, 0, ::4, ::4]).reshape(-1, 4)
+    return {"mean": mean, "logvar": np.zeros_like(mean)}
+
+
+FUNCTIONS = {"toy-text": toy_text, "toy-decoder": toy_decoder, "toy-encoder": toy_encoder}
+for _name, _function in FUNCTIONS.items():
+    in_memory.register(_name, _function)
+
+
+def byte_tokenizer():
+    """tokenizer.json of a tokenizer whose ids are the bytes of the text, plus the end token."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    # GPT-2's alphabet: a printable byte stands for itself, the others follow from U+0100 on.
+    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in plain]
+    vocabulary = {chr(byte): byte for byte in plain}
+    vocabulary |= {chr(256 + n): byte for n, byte in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
+    return tokenizer.to_str()
+
+
+def write_bundle(folder, family, loop, graphs, cases, files=None, **fields):
+    """A bundle of registered functions; `graphs` maps each GraphSpec's name to (spec, function name).
+
+    `fields` replaces any of the manifest's: `precision="int8"`, `format_version=99`.
+    """
+    folder.mkdir(parents=True)
+    artifacts = []
+    for name, (_, function) in graphs.items():
+        path = "model.callable" if name == "model" else f"{name}/model.callable"
+        records.write(in_memory.File(function), folder / path)
+        layer = Layer("weight", "Linear", "fp32", 4)
+        artifacts.append(Artifact(name, "callable", path, (layer,)))
+    for file, content in (files or {}).items():
+        (folder / file).write_text(content)
+    bundles.write_golden(cases, folder / bundles.GOLDEN)
+    manifest = Manifest(
+        format_version=bundles.FORMAT_VERSION,
+        name=folder.name,
+        created="2026-11-21T00:00:00Z",
+        family=family,
+        config={},
+        loop=loop,
+        precision="fp32",
+        parameters=4,
+        graphs=tuple(spec for spec, _ in graphs.values()),
+        artifacts=tuple(artifacts),
+        files=bundles.sums(folder),
+    )
+    records.write(msgspec.structs.replace(manifest, **fields), folder / bundles.MANIFEST)
+    return folder
+
+
+def text_case(name, ids, past):
+    batch = len(ids)
+    inputs = {
+        "input_ids": np.array(ids, np.int64),
+        "attention_mask": np.ones((batch, past + len(ids[0])), np.int64),
+        "position_ids": np.tile(np.arange(past, past + len(ids[0])), (batch, 1)),
+    }
+    inputs |= {s.name: np.ones((batch, 1, past, 1), np.float32) for s in MODEL.inputs[3:]}
+    return Case("model", name, inputs, toy_text(inputs))
+
+
+def text_files():
+    return {"tokenizer.json": byte_tokenizer()}
+
+
+@pytest.fixture
+def text_bundle(tmp_path):
+    """The path of a text bundle."""
+    cases = [text_case("batch-1", [[72, 105]], 0), text_case("batch-2", [[1, 2], [3, 4]], 3)]
+    return write_bundle(
+        tmp_path / "toy-text", "gpt", TEXT, {"model": (MODEL, "toy-text")}, cases, text_files()
+    )
+
+
+@pytest.fixture
+def image_bundle(tmp_path):
+    """The path of an image bundle with a decoder and an encoder."""
+    latent = {"latent": np.arange(8, dtype=np.float32).reshape(2, 4) / 8}
+    image = toy_decoder(latent)
+    cases = [
+        Case("decoder", "batch-2", latent, image),
+        Case("encoder", "batch-2", image, toy_encoder(image)),
+    ]
+    graphs = {"decoder": (DECODER, "toy-decoder"), "encoder": (ENCODER, "toy-encoder")}
+    return write_bundle(tmp_path / "toy-vae", "vae", IMAGES, graphs, cases)
