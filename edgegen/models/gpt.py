@@ -142,6 +142,12 @@ class Attention(nn.Module):
         """(batch, time, heads * head_dim) -> (batch, heads, time, head_dim)."""
         return x.view(x.shape[0], x.shape[1], -1, self.head_dim).transpose(1, 2)
 
+    def repeat(self, x: Tensor) -> Tensor:
+        """(batch, kv_heads, time, head_dim) -> (batch, heads, time, head_dim)."""
+        batch, kv_heads, time, size = x.shape
+        x = x[:, :, None].expand(batch, kv_heads, self.groups, time, size)
+        return x.reshape(batch, kv_heads * self.groups, time, size)
+
     def forward(
         self,
         x: Tensor,
@@ -154,7 +160,12 @@ class Attention(nn.Module):
         if turn is not None:
             q, k = rotate(q, *turn), rotate(k, *turn)
         key, value = torch.cat((key, k), dim=2), torch.cat((value, v), dim=2)
-        y = F.scaled_dot_product_attention(q, key, value, mask, enable_gqa=self.groups > 1)
+        k, v, grouped = key, value, self.groups > 1
+        if grouped and torch.jit.is_tracing():
+            # OpenVINO converts from a trace, and keeps the cache inside fused attention only where
+            # the shared heads are repeated in the open; ONNX's Attention shares them by itself.
+            k, v, grouped = self.repeat(k), self.repeat(v), False
+        y = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).flatten(2)), key, value
 
 
