@@ -53,8 +53,8 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> C
     name = records.decode(File, path.read_bytes(), str(path)).function
     if name not in _functions:
         raise NotFoundError(
-            f"{path}: no function {name!r} is registered in this process; {nearest(name, _functions)}",
-            f"run edgegen.runtimes.callable.register({name!r}, function) first",
+            f"{path}: no function {name!r} is registered in this process",
+            f"{nearest(name, _functions)}; or call edgegen.runtimes.callable.register first",
         )
     return CallableSession(graph, _functions[name], options)
 

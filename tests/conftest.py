@@ -1,7 +1,7 @@
-"""Two toy bundles on disk, opened by the in-memory engine (`runtime="callable"`): no torch, no engine.
+"""Two toy bundles on disk for the in-memory engine (`runtime="callable"`): no torch, no engine.
 
-`text_bundle`   a language model over bytes (ids 0-255, end of text 256) whose every logit is exact
-                integer arithmetic on its key/value cache; `next_token` says what greedy must answer.
+`text_bundle`   a language model over bytes (ids 0-255, end of text 256): every logit is exact
+                arithmetic on its key/value cache; `next_token` is what greedy must answer.
 `image_bundle`  a VAE on one grey channel: `decoder` paints each of 4 latents over a quarter of an
                 8 x 8 image, `encoder` reads them back exactly.
 
@@ -123,7 +123,7 @@ def byte_tokenizer():
 
 
 def write_bundle(folder, family, loop, graphs, cases, files=None, **fields):
-    """A bundle of registered functions; `graphs` maps each GraphSpec's name to (spec, function name).
+    """A bundle of registered functions; `graphs` maps a name to (spec, function name).
 
     `fields` replaces any of the manifest's: `precision="int8"`, `format_version=99`.
     """
