@@ -38,6 +38,18 @@ def decode(kind: type[T], data: bytes, place: str) -> T:
         raise FormatError(f"{place}: not valid JSON: {error}", "restore the file") from error
 
 
+def convert(kind: type[T], value: Any, place: str, *, strict: bool = True) -> T:
+    """A record from plain dicts and lists; not `strict` also reads numbers out of strings.
+
+    Raises:
+        FormatError: as `decode`.
+    """
+    try:
+        return msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{place}: {error}", _field_hint(kind, str(error))) from error
+
+
 def read(kind: type[T], path: Path | str) -> T:
     """A record from a `.json` or `.toml` file.
 
