@@ -161,8 +161,12 @@ class Bundle(Struct, frozen=True):
 
     def size_mb(self, kind: str) -> float:
         """What a device must store to run one format, in MB: its graphs and their weights."""
+        return sum(self.manifest.files[name].bytes for name in self.files(kind)) / 1e6
+
+    def files(self, kind: str) -> set[str]:
+        """What an engine opens of one format: its graphs and their weights, by relative path."""
         mine = {a.path for a in self.manifest.artifacts if a.format == kind}
-        return sum(s.bytes for f, s in self.manifest.files.items() if _belongs(f, mine)) / 1e6
+        return {name for name in self.manifest.files if _belongs(name, mine)}
 
     def sha256(self) -> str:
         """The hash of the manifest, which holds the hash of every other file."""
