@@ -24,21 +24,10 @@ from edgegen.spec import GraphSpec, TensorSpec
 Turn = tuple[Tensor, Tensor]  # cos and sin of each angle, (batch, 1, time, head_dim / 2)
 
 
-class RopeScaling(Struct, frozen=True, forbid_unknown_fields=True):
-    """How rotary frequencies are stretched beyond the length the model was first trained at.
-
-    `linear` divides them all by `factor`; `llama3` only the slow ones.
-    """
-
-    rope_type: Literal["linear", "llama3"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-
-
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """A decoder, in Hugging Face's names. `head_dim` 0 is hidden size / heads.
+
+    `rope_factors` divide the rotary frequencies, one for each pair of channels; empty for none.
 
     `style` "llama": RMSNorm, rotary positions, SwiGLU, no biases but `qkv_bias` (Qwen2).
     `style` "gpt2": LayerNorm, learned positions, GELU, biases everywhere.
@@ -55,7 +44,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     max_position_embeddings: int = 256
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    rope_factors: tuple[float, ...] = ()
     qkv_bias: bool = False
     tie_word_embeddings: bool = True
     bos_token_id: int | None = None
@@ -76,6 +65,11 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
                 f"gpt: hidden_size {self.hidden_size} does not divide into {heads} heads",
                 "change hidden_size or num_attention_heads, or set head_dim",
             )
+        if self.rope_factors and 2 * len(self.rope_factors) != self.head_size:
+            raise UsageError(
+                f"gpt: {len(self.rope_factors)} rope_factors, a head has {self.head_size} channels",
+                "give one for each pair of channels",
+            )
 
     @property
     def head_size(self) -> int:
@@ -86,21 +80,15 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 def rope_frequencies(config: Config) -> Tensor:
     """Radians a position for each pair of channels, shape (head_dim / 2,).
 
-    Source: Su et al. 2021, arXiv:2104.09864; llama3 scaling as in Meta's llama-models.
+    Source: Su et al. 2021, arXiv:2104.09864.
     """
     size = config.head_size
     # The device is named so that a net built on "meta" still has its frequencies.
     pairs = torch.arange(0, size, 2, dtype=torch.float32, device="cpu")
     frequencies = 1.0 / config.rope_theta ** (pairs / size)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling.rope_type == "linear":
-        return frequencies / scaling.factor
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1: a fast frequency, left as it is
-    return frequencies * (kept + (1 - kept) / scaling.factor)
+    if config.rope_factors:
+        frequencies = frequencies / torch.tensor(config.rope_factors, device="cpu")
+    return frequencies
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""A `gpt` model from a config, its weights and its tokenizer, wherever they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from edgegen.errors import FormatError, MismatchError
+from edgegen.models import gpt
+from edgegen.sources import Model, Part
+
+SHOWN = 5
+
+
+def assemble(
+    name: str,
+    config: gpt.Config,
+    weights: Mapping[str, Tensor],
+    files: dict[str, bytes],
+    *,
+    chat_template: str,
+    place: str,
+) -> Model:
+    """The model; its weights are those given, not copies, where they are float32 already.
+
+    Raises:
+        FormatError, MismatchError: as `fill`.
+    """
+    with torch.device("meta"):  # no memory for weights that are about to be replaced
+        net = gpt.Net(config)
+    fill(net, weights, place)
+    return model(name, net, files, chat_template)
+
+
+def model(
+    name: str, net: gpt.Net, files: dict[str, bytes], chat_template: str, history: tuple = ()
+) -> Model:
+    """The model of a finished decoder."""
+    loop = msgspec.structs.replace(gpt.loop(net.config), chat_template=chat_template)
+    parts = {graph: Part(module, spec) for graph, (module, spec) in gpt.graphs(net).items()}
+    count = sum(p.numel() for p in net.parameters())
+    config = msgspec.to_builtins(net.config)
+    return Model(name, "gpt", config, loop, parts, files, history, count)
+
+
+def fill(net: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
+    """Give `net` its weights in float32, every one of them and no other.
+
+    Raises:
+        FormatError: tensors that are missing or unknown, by name.
+        MismatchError: a tensor of another shape than the config says.
+    """
+    wanted = net.state_dict()
+    lost, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if lost or extra:
+        raise FormatError(
+            f"{place}: missing tensors: {_some(lost)}; unknown tensors: {_some(extra)}",
+            "the weights and the config are not of the same model, or a shard is missing",
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != wanted[name].shape:
+            raise MismatchError(
+                f"{place}: {name} is {tuple(tensor.shape)}, "
+                f"the config wants {tuple(wanted[name].shape)}",
+                "the weights and the config are not of the same model",
+            )
+    net.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest if names else "none"
