@@ -121,11 +121,9 @@ def genai_config(model_type: str, config: Config, loop: Text) -> dict[str, Any]:
             "present_value_names": "present.%d.value",
         },
     }
-    ids = {
-        "bos_token_id": loop.bos,
-        "eos_token_id": ends,
-        "pad_token_id": ends[0] if ends else None,
-    }
+    ids: dict[str, Any] = {"bos_token_id": loop.bos} if loop.bos is not None else {}
+    if loop.eos:
+        ids |= {"eos_token_id": list(loop.eos), "pad_token_id": loop.eos[0]}
     model = {
         # "gpt2" there means a graph of other tensor names; "decoder" is any that has these.
         "type": "decoder" if model_type == "gpt2" else model_type,
