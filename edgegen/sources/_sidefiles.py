@@ -149,3 +149,16 @@ def all_files(
         "generation_config.json": to_json(generation_config(config)),
         "genai_config.json": to_json(genai_config(mine["model_type"], config, loop)),
     }
+
+
+def special_of(tokenizer: bytes, config: Config) -> Special:
+    """The special tokens a config names by number, by their text in `tokenizer.json`."""
+    found = msgspec.json.decode(tokenizer, type=dict[str, Any])
+    texts = {entry["id"]: entry["content"] for entry in found.get("added_tokens", [])}
+    vocabulary = found.get("model", {}).get("vocab", {})
+    if isinstance(vocabulary, dict):
+        texts |= {number: text for text, number in vocabulary.items() if number not in texts}
+    ends = config.eos_token_ids
+    end = texts.get(ends[0], "") if ends else ""
+    begin = "" if config.bos_token_id is None else texts.get(config.bos_token_id, "")
+    return Special(bos=begin, eos=end, pad=end)
