@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import safetensors
 import torch
 from safetensors.torch import load as tensors_of
@@ -20,7 +19,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
 from edgegen import records, rooms
-from edgegen.errors import FormatError, NotFoundError
+from edgegen.errors import FormatError, NotFoundError, UsageError
 from edgegen.spec import ModelSpec
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -44,9 +43,21 @@ def save(
     history: tuple[dict[str, Any], ...],
     tokenizer: bytes | None = None,
 ) -> None:
-    """Write a checkpoint; what stood under `path` stays whole until the new one is."""
+    """Write a checkpoint; what stood under `path` stays whole until the new one is.
+
+    Raises:
+        UsageError: something else than a checkpoint is there.
+    """
+    check_replaceable(Path(path))
     with records.whole(path) as part:
         write_into(part, spec, net, history, tokenizer)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise `UsageError` when `path` holds something that is not a checkpoint."""
+    mine = (path / CONFIG).is_file() and (path / HISTORY).is_file()
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not mine):
+        raise UsageError(f"{path}: exists and is not a checkpoint", "choose another -o name")
 
 
 def write_into(
@@ -73,6 +84,7 @@ def load(path: Path | str) -> Checkpoint:
         FormatError: a broken file, an unknown field, or weights of another model.
     """
     path = Path(path)
+    records.recover(path)
     if not (path / CONFIG).is_file():
         raise NotFoundError(
             f"{path}: no checkpoint there ({CONFIG} is missing)",

@@ -96,7 +96,7 @@ def _digits() -> Images:
     except ModuleNotFoundError as error:
         raise rooms.missing(error, "data") from error
     pixels: NDArray[Any] = load_digits().images  # (1797, 8, 8), 0..16
-    return (pixels[:, None] / 16).astype(np.float32)
+    return np.asarray(pixels[:, None] / 16, np.float32)
 
 
 def _idx(folder: Path) -> Images:
@@ -109,7 +109,7 @@ def _idx(folder: Path) -> Images:
         )
     parts = {path: _read_idx(path) for path in files}
     _same_size({path: (p.shape[2], p.shape[1]) for path, p in parts.items()})
-    return np.concatenate(list(parts.values()))[:, None].astype(np.float32) / 255
+    return np.asarray(np.concatenate(list(parts.values()))[:, None] / np.float32(255))
 
 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
@@ -144,7 +144,7 @@ def _folder(folder: Path, report: Report) -> Images:
     _same_size({path: (p.shape[1], p.shape[0]) for path, p in pictures.items()})
     wide = max(p.shape[2] for p in pictures.values())
     stack = np.stack([np.broadcast_to(p, (*p.shape[:2], wide)) for p in pictures.values()])
-    return np.ascontiguousarray(stack.transpose(0, 3, 1, 2)).astype(np.float32) / 255
+    return np.asarray(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)) / np.float32(255))
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:

@@ -85,7 +85,7 @@ def whole(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
+    recover(path)
     part = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         yield part
@@ -110,7 +110,7 @@ def _replace(part: Path, path: Path) -> None:
     _remove(old)
 
 
-def _sweep(path: Path) -> None:
+def recover(path: Path) -> None:
     """Remove what a killed run left beside `path`; bring back an old folder it had moved aside."""
     for left in path.parent.glob(f"{path.name}.partial-*"):
         pid = int(left.name.rpartition("-")[2]) if left.name.rpartition("-")[2].isdigit() else 0

@@ -1,13 +1,14 @@
 """DCGAN, with a moving average of the generator.
 
 Source: Radford et al. 2016, arXiv:1511.06434; non-saturating loss: Goodfellow et al. 2014,
-arXiv:1406.2661; spectral norm: Miyato et al. 2018, arXiv:1802.05957; WGAN-GP: Gulrajani et al. 2017,
-arXiv:1704.00028; averaged generator: Yazici et al. 2019, arXiv:1806.04498.
+arXiv:1406.2661; spectral norm: Miyato et al. 2018, arXiv:1802.05957; WGAN-GP: Gulrajani et al.
+2017, arXiv:1704.00028; averaged generator: Yazici et al. 2019, arXiv:1806.04498.
 """
 
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -87,7 +88,7 @@ class Discriminator(nn.Module):
         batch_norm = not config.spectral_norm and config.loss != "wgan-gp"
         layers: list[nn.Module] = [norm(nn.Conv2d(config.channels, w[0], 3, 1, 1))]
         layers += [nn.LeakyReLU(0.2)]
-        for wide, wider in zip(w, w[1:], strict=False):
+        for wide, wider in pairwise(w):
             layers += [norm(nn.Conv2d(wide, wider, 4, 2, 1))]
             layers += [nn.BatchNorm2d(wider)] if batch_norm else []
             layers += [nn.LeakyReLU(0.2)]
@@ -178,7 +179,6 @@ def gradient_penalty(net: Net, real: Tensor, fake: Tensor, generator: torch.Gene
     return ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
 
 
-@torch.no_grad()
 def after_step(net: Net, step: int) -> None:
     """Move the average towards the generator; early steps weigh more, so that it starts well."""
     decay = min(net.config.ema, step / (step + 10))

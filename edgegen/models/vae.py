@@ -7,6 +7,7 @@ scalar sigma of the Gaussian likelihood: Rybkin et al. 2021, arXiv:2006.13202.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -61,7 +62,7 @@ class Encoder(nn.Module):
         super().__init__()
         w, s = widths(config), smallest(config)
         layers: list[nn.Module] = [nn.Conv2d(config.channels, w[0], 3, 1, 1), nn.ReLU()]
-        for wide, wider in zip(w, w[1:], strict=False):
+        for wide, wider in pairwise(w):
             layers += [nn.Conv2d(wide, wider, 4, 2, 1, bias=False)]
             layers += [nn.BatchNorm2d(wider), nn.ReLU()]
         self.body = nn.Sequential(*layers)
