@@ -9,6 +9,8 @@ Both hold golden data and true hashes, so every command that reads a bundle can 
 They open in this process only: a fresh one has to `callable.register` the functions first.
 """
 
+from types import SimpleNamespace
+
 import msgspec
 import numpy as np
 import pytest
@@ -167,6 +169,12 @@ def text_case(name, ids, past):
 
 def text_files():
     return {"tokenizer.json": byte_tokenizer()}
+
+
+@pytest.fixture(scope="session")
+def toys():
+    """Everything in this file by name: `toys.next_token`, `toys.write_bundle`, `toys.MODEL`, ..."""
+    return SimpleNamespace(**globals())
 
 
 @pytest.fixture
