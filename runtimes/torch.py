@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,24 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> T
     if options.threads:
         torch.set_num_threads(options.threads)
     place = _place(device)
+    return TorchSession(load_program(path).module().to(place), graph, place, options.profile)
+
+
+def load_program(path: Path) -> Any:
+    """The exported program at `path`. A bundle is data: no pickle in it may run code."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        program = torch.export.load(path)
+        return torch.export.load(path)
     except Exception as error:  # torch.export raises many kinds for a broken archive
         raise FormatError(
             f"{path}: torch {version()} cannot open it: {error}", "export the bundle again"
         ) from error
-    return TorchSession(program.module().to(place), graph, place, options.profile)
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 def _place(device: str) -> Any:

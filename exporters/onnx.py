@@ -1,0 +1,366 @@
+"""ONNX: torch's own exporter, and ONNX Runtime's quantizers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from edgegen.bundle import Layer
+from edgegen.errors import UnsupportedError
+from edgegen.exporters import dynamic_axes, example, group_size, is_text
+from edgegen.spec import Feed, GraphSpec
+
+FILE = "model.onnx"
+
+# Opset 23 has Attention and RMSNormalization as one operator each; 20 is what the static
+# quantizer and older consumers read. 26 is written with a wrong version by torch 2.13.
+OPSET_TEXT, OPSET = 23, 20
+LARGEST_INLINE = 1_500_000_000  # protobuf stops at 2 GB; weights above this go to model.onnx.data
+
+QUANTIZED_OPS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+PRECISION_OF = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+    onnx.TensorProto.INT8: "int8",
+    onnx.TensorProto.UINT8: "int8",
+    onnx.TensorProto.INT4: "int4",
+    onnx.TensorProto.UINT4: "int4",
+}
+
+
+def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
+    """Export a torch module with every free dimension dynamic; copy a foreign file."""
+    if isinstance(module, Path):
+        _save(onnx.load(module), path)
+        return ()
+    import torch
+
+    opset = OPSET_TEXT if is_text(graph) else OPSET
+    args = [torch.from_numpy(array) for array in example(graph).values()]
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            tuple(args),
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=dynamic_axes(module, graph, str),
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
+            verbose=False,
+        )
+    model = program.model_proto
+    found = {entry.domain: entry.version for entry in model.opset_import}[""]
+    if found != opset:
+        raise UnsupportedError(f"torch wrote opset {found} where {opset} was asked for")
+    _save(model, path)
+    return ()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines but errors, and the root logger as it was: a quantizer configures it."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside torch and the quantizers
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        root.handlers, root.level = handlers, level
+
+
+def _save(model: Any, path: Path) -> None:
+    """Inline where protobuf allows, else with the weights beside it in `model.onnx.data`."""
+    if model.ByteSize() < LARGEST_INLINE:
+        onnx.save(model, path)
+    else:
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+
+
+def quantize(
+    path: Path,
+    graph: GraphSpec,
+    precision: str,
+    calibration: Sequence[Feed] = (),
+    group: int = 0,
+) -> tuple[str, ...]:
+    """Rewrite the file at `path`: fp16, static int8, or weight-only int8 and int4."""
+    with _quiet():
+        if precision == "fp16":
+            return _to_fp16(path)
+        if precision == "int8" and calibration:
+            return _static(path, calibration)
+        return _weight_only(path, {"int8": 8, "int4": 4}[precision], group)
+
+
+def _to_fp16(path: Path) -> tuple[str, ...]:
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.load(path)
+    blocked = _behind_angles(model)
+    model = convert_float_to_float16(model, keep_io_types=True, node_block_list=blocked)
+    _drop_round_trips(model)
+    _save(model, path)
+    kept = (f"{len(blocked)} operators that compute angles stay fp32",) if blocked else ()
+    return ("inputs and outputs stay fp32; a CPU without fp16 computes in fp32", *kept)
+
+
+def _drop_round_trips(model: Any) -> None:
+    """Between two operators that stay fp32 the converter casts to fp16 and back: read across."""
+    casts = {node.output[0]: node for node in model.graph.node if node.op_type == "Cast"}
+    across: dict[str, str] = {}
+    for name, node in casts.items():
+        before = casts.get(node.input[0])
+        if name.endswith("_cast_to_fp32") and before is not None:
+            across[name] = before.input[0]
+    for node in list(model.graph.node):
+        if node.output[0] in across:
+            model.graph.node.remove(node)
+        for index, name in enumerate(node.input):
+            node.input[index] = across.get(name, name)
+
+
+def _behind_angles(model: Any) -> list[str]:
+    """Every node that Sin and Cos are computed from: in fp16, position 2,000 is off by a radian."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    open_nodes = [n for n in model.graph.node if n.op_type in ("Sin", "Cos")]
+    found: dict[str, Any] = {}
+    while open_nodes:
+        node = open_nodes.pop()
+        if node.name not in found:
+            found[node.name] = node
+            open_nodes += [makers[name] for name in node.input if name in makers]
+    return list(found)
+
+
+class _Reader:
+    """Calibration data as ONNX Runtime's quantizer wants it, rewindable."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self._feeds = feeds
+        self.rewind()
+
+    def rewind(self) -> None:
+        self._left = iter(self._feeds)
+
+    def get_next(self) -> Feed | None:
+        return next(self._left, None)
+
+
+def _static(path: Path, calibration: Sequence[Feed]) -> tuple[str, ...]:
+    """QDQ with uint8 activations, int8 weights per channel.
+
+    int8 activations fuse less in ONNX Runtime and are computed wrongly by OpenVINO in places.
+    """
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    model = onnx.load(path)
+    del model.graph.value_info[:]  # the exporter's shapes of weights contradict the quantizer's
+    quantize_static(
+        model,
+        path,
+        _Reader(calibration),
+        op_types_to_quantize=QUANTIZED_OPS,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    transposed = sum(node.op_type == "ConvTranspose" for node in model.graph.node)
+    return (
+        f"static int8 calibrated on {len(calibration)} batches",
+        *(
+            [f"ONNX Runtime computes the {transposed} ConvTranspose in fp32 (smaller, not faster)"]
+            if transposed
+            else []
+        ),
+    )
+
+
+def _weight_only(path: Path, bits: int, wanted: int) -> tuple[str, ...]:
+    """MatMulNBits for linear layers; int8 rows for embeddings; the output layer at least int8.
+
+    The 8-bit kernel of ONNX Runtime is fast only when it also rounds activations to int8 group by
+    group (accuracy level 4: 2.0 ms a token against 112 on a 50M decoder); the 4-bit one is fast
+    with fp32 arithmetic (level 1).
+    """
+    model = onnx.load(path)
+    _fold_transposes(model)
+    _gemm_to_matmul(model)
+    channels = _channels(model)
+    size, notes = group_size(channels, wanted)
+    last = {node.name for node in model.graph.node if _is_last(node, model)}
+    model = _matmul_nbits(model, 8, size, [n for n in channels if bits == 8 or n in last])
+    if bits == 4:
+        model = _matmul_nbits(model, 4, size, [n for n in channels if n not in last])
+    _quantize_rows(model)
+    _save(model, path)
+    return (
+        f"weight-only int{bits}, group size {size}",
+        "8-bit MatMulNBits: ONNX Runtime rounds activations to int8 within each group",
+        *notes,
+    )
+
+
+def _is_last(node: Any, model: Any) -> bool:
+    return bool({output.name for output in model.graph.output} & set(node.output))
+
+
+def _matmul_nbits(model: Any, bits: int, size: int, include: list[str]) -> Any:
+    """The model with the named MatMul nodes as MatMulNBits."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
+
+    if not include:
+        return model
+    level = 4 if bits == 8 else 1
+    config = DefaultWeightOnlyQuantConfig(block_size=size, accuracy_level=level, bits=bits)
+    quantizer = MatMulNBitsQuantizer(model, nodes_to_include=include, algo_config=config)
+    quantizer.process()
+    return quantizer.model.model
+
+
+def _quantize_rows(model: Any) -> None:
+    """Embeddings as int8 rows with a scale each: Gather, Cast, Mul, which every engine reads."""
+    weights = {w.name: w for w in model.graph.initializer}
+    for index, node in reversed(list(enumerate(model.graph.node))):
+        if node.op_type != "Gather" or len(getattr(weights.get(node.input[0]), "dims", ())) != 2:
+            continue
+        table = numpy_helper.to_array(weights[node.input[0]])
+        if table.dtype != np.float32:
+            continue
+        scale = np.maximum(np.abs(table).max(axis=1, keepdims=True), 1e-12) / 127
+        names = [f"{node.output[0]}_{part}" for part in ("int8", "scale", "row", "float", "factor")]
+        rows = np.rint(table / scale).astype(np.int8)
+        model.graph.initializer.append(numpy_helper.from_array(rows, names[0]))
+        model.graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), names[1]))
+        make = onnx.helper.make_node
+        new = [
+            make("Gather", [names[0], node.input[1]], [names[2]], name=node.name),
+            make("Cast", [names[2]], [names[3]], to=onnx.TensorProto.FLOAT),
+            make("Gather", [names[1], node.input[1]], [names[4]], name=f"{node.name}_scale"),
+            make("Mul", [names[3], names[4]], [node.output[0]]),
+        ]
+        model.graph.node.remove(node)
+        for offset, item in enumerate(new):
+            model.graph.node.insert(index + offset, item)
+    _drop_unused(model)
+
+
+def _fold_transposes(model: Any) -> None:
+    """Turn Transpose(weight) into a weight: a tied head is quantized on its own."""
+    weights = {w.name: w for w in model.graph.initializer}
+    for node in [n for n in model.graph.node if n.op_type == "Transpose"]:
+        if node.input[0] not in weights:
+            continue
+        axes = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+        array = numpy_helper.to_array(weights[node.input[0]]).transpose(axes)
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.ascontiguousarray(array), node.output[0])
+        )
+        model.graph.node.remove(node)
+    _drop_unused(model)
+
+
+def _gemm_to_matmul(model: Any) -> None:
+    """Gemm(x, W, b) becomes MatMul + Add, which the weight-only quantizer knows."""
+    weights = {w.name: w for w in model.graph.initializer}
+    for index, node in reversed(list(enumerate(model.graph.node))):
+        options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        plain = options.get("alpha", 1.0) == options.get("beta", 1.0) == 1.0
+        if node.op_type != "Gemm" or not plain or options.get("transA"):
+            continue
+        if node.input[1] not in weights:
+            continue
+        array = numpy_helper.to_array(weights[node.input[1]])
+        name = f"{node.name or node.output[0]}_weight"
+        array = array.T if options.get("transB") else array
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        product = f"{node.output[0]}_product" if len(node.input) > 2 else node.output[0]
+        new = [onnx.helper.make_node("MatMul", [node.input[0], name], [product], name=node.name)]
+        if len(node.input) > 2:
+            ends = [product, node.input[2]], [node.output[0]]
+            new.append(onnx.helper.make_node("Add", *ends, name=f"{node.name}_bias"))
+        model.graph.node.remove(node)
+        for offset, item in enumerate(new):
+            model.graph.node.insert(index + offset, item)
+    _drop_unused(model)
+
+
+def _drop_unused(model: Any) -> None:
+    used = {name for node in model.graph.node for name in node.input}
+    used |= {output.name for output in model.graph.output}
+    for weight in [w for w in model.graph.initializer if w.name not in used]:
+        model.graph.initializer.remove(weight)
+
+
+def _channels(model: Any) -> dict[str, int]:
+    """Input channels of every MatMul with a weight, by node name."""
+    shapes = {w.name: list(w.dims) for w in model.graph.initializer}
+    return {
+        node.name: shapes[node.input[1]][0]
+        for node in model.graph.node
+        if node.op_type == "MatMul" and len(shapes.get(node.input[1], ())) == 2
+    }
+
+
+def ledger(path: Path) -> tuple[Layer, ...]:
+    """Every layer with a weight of two or more dimensions, as it stands in the file."""
+    model = onnx.load(path, load_external_data=False)
+    weights = {w.name: w for w in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            weights[node.output[0]] = node.attribute[0].t
+    return tuple(_layers(model, weights, makers))
+
+
+def _layers(model: Any, weights: dict[str, Any], makers: dict[str, Any]) -> Iterator[Layer]:
+    for node in model.graph.node:
+        name = node.name or node.output[0]
+        options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "MatMulNBits":
+            count = options["K"] * options["N"]
+            kind = f"int{options.get('bits', 4)}"
+            yield Layer(name, "MatMul", kind, count, options["block_size"], "weight-only")
+        elif node.op_type in (*QUANTIZED_OPS, "Gather"):
+            yield from _plain(node, name, weights, makers)
+
+
+def _plain(
+    node: Any, name: str, weights: dict[str, Any], makers: dict[str, Any]
+) -> Iterator[Layer]:
+    sources = [_source(i, weights, makers) for i in node.input[:2]]
+    found = next((w for w in reversed(sources) if w is not None and len(w.dims) > 1), None)
+    if found is None:
+        return
+    precision = PRECISION_OF.get(found.data_type, "fp32")
+    maker = makers.get(node.input[0])
+    both = precision == "int8" and maker is not None and maker.op_type == "DequantizeLinear"
+    count = int(np.prod(found.dims))
+    yield Layer(
+        name, node.op_type, precision, count, None, "weights and activations" if both else ""
+    )
+
+
+def _source(name: str, weights: dict[str, Any], makers: dict[str, Any]) -> Any:
+    """The stored weight behind a value, through (de)quantization, casts and transposes."""
+    while name not in weights:
+        node = makers.get(name)
+        through = ("DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Reshape", "Identity")
+        if node is None or node.op_type not in through:
+            return None
+        name = node.input[0]
+    return weights[name]
