@@ -1,11 +1,16 @@
-"""A profile: one bundle, on one engine and device, for one request. Raw samples, all times in ms."""
+"""A profile: one bundle, on one engine and device, for one request. Raw samples, all times in ms.
+
+`python -m edgegen.profile > edgegen/profile.schema.json` writes the published JSON Schema.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -16,18 +21,20 @@ from edgegen.spec import Operator, Request
 
 SCHEMA_VERSION = 1
 
-# How many samples a percentile needs before it means anything: MLPerf inference rules, early
-# stopping, minimum query counts at 99 % confidence with no slack.
-# Source: github.com/mlcommons/inference_policies, "Early stopping".
-SAMPLES_FOR = {50: 5, 90: 64, 99: 662}
+# How many samples a percentile needs before it means anything: the fewest for which the largest
+# but one is at or above the true percentile with 99 % confidence, as MLPerf has it for 90 and 99.
+# Source: github.com/mlcommons/inference, loadgen/early_stopping.cc, one query over the limit.
+SAMPLES_FOR = {50: 11, 90: 64, 99: 662}
 
 
 class Profile(Struct, frozen=True, forbid_unknown_fields=True):
-    """What was measured. One inner tuple of `steps_ms` per repeat; its first entry is in `first_ms`.
+    """What was measured: for each repeat one entry of `first_ms` and one tuple of `steps_ms`.
 
     Text: `first_ms` is the time to first token (TTFT), `steps_ms` the later tokens. One-shot
     graphs: `first_ms` is the whole run and `steps_ms` is empty. `cold_ms` is the very first
-    inference after loading, before the warm-up.
+    inference after loading, before the warm-up. Repeats are kept in the order they ran; where they
+    came from several processes (`rounds`), `load_ms` and `cold_ms` are medians over these and
+    `peak_rss_mb` is the largest. Profiles of one `block` were taken in turns, round by round.
     """
 
     schema_version: int
@@ -59,6 +66,7 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True):
     quality: dict[str, float] = {}
     environment: dict[str, Any] = {}
     block: str = ""
+    rounds: int = 1
 
     def name(self) -> str:
         """How tables call it: `vae-int8 onnxruntime cpu`."""
@@ -82,13 +90,40 @@ def rate(profile: Profile) -> tuple[float, str]:
     return profile.request.batch * 1e3 / median(samples(profile)), unit
 
 
+class _Version(Struct, frozen=True):
+    schema_version: int
+
+
 def read(path: Path | str) -> Profile:
-    """A profile from its JSON file; `FormatError` when it is of a newer schema."""
-    profile = records.read(Profile, path)
-    if profile.schema_version > SCHEMA_VERSION:
+    """A profile from its JSON file.
+
+    Raises:
+        NotFoundError: no such file.
+        FormatError: not a profile, broken, or of a newer schema.
+    """
+    version = records.read(_Version, path).schema_version
+    if version > SCHEMA_VERSION:
         raise FormatError(
-            f"{path}: schema_version {profile.schema_version}, this EdgeGen reads up to "
-            f"{SCHEMA_VERSION}",
+            f"{path}: schema_version {version}, this EdgeGen reads up to {SCHEMA_VERSION}",
             "run: pip install --upgrade edgegen",
         )
+    profile = records.read(Profile, path)
+    if not profile.first_ms or len(profile.first_ms) != len(profile.steps_ms):
+        raise FormatError(
+            f"{path}: {len(profile.first_ms)} first steps for {len(profile.steps_ms)} repeats; "
+            "wanted one each, and at least one",
+            "measure again with: edgegen profile BUNDLE -o FILE",
+        )
     return profile
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a profile file, version 2020-12."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"EdgeGen profile, schema_version {SCHEMA_VERSION}",
+    } | msgspec.json.schema(Profile)
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(records.encode(schema()))

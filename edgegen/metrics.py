@@ -1,0 +1,149 @@
+"""The metrics of a profile and the ratios between two, each with its 95 % interval.
+
+Metrics are called as in `gates.METRICS`: p50, ttft, rate, peak_rss, quality.fid, ...
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from edgegen import bootstrap, gates
+from edgegen.bootstrap import Floats
+from edgegen.profile import SAMPLES_FOR, Profile, percentile, rate
+
+FASTER, SLOWER, NEITHER = "faster", "slower", "no difference detectable"
+TOO_FEW = "too few samples"
+# Where each sampled metric lies: its steps, and which percentile of these.
+SAMPLED = {
+    "p50": ("main", 50),
+    "p90": ("main", 90),
+    "p99": ("main", 99),
+    "ttft": ("first", 50),
+    "tpot": ("later", 50),
+}
+
+
+class Estimate(Struct, frozen=True, forbid_unknown_fields=True):
+    """A value in `unit`, and its 95 % interval where it has one.
+
+    `valid` is false for a percentile of fewer samples than it needs.
+    """
+
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    valid: bool = True
+
+
+class Ratio(Struct, frozen=True, forbid_unknown_fields=True):
+    """A metric divided by the first profile's, below 1 when it is less; `low` to `high` is 95 %.
+
+    `verdict` is about time: faster, slower, no difference detectable, too few samples; empty for
+    what is no time.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    verdict: str = ""
+
+
+def steps_of(profile: Profile, which: str) -> list[tuple[float, ...]]:
+    """The samples of each repeat: its first step, its later ones, or those that count most."""
+    if which == "first" or (which == "main" and not any(profile.steps_ms)):
+        return [(ms,) for ms in profile.first_ms]
+    return list(profile.steps_ms)
+
+
+def _metrics(profile: Profile) -> list[str]:
+    """The sampled metrics that a profile has: TTFT and TPOT are text's."""
+    text = any(profile.steps_ms)
+    return [name for name in SAMPLED if text or name not in ("ttft", "tpot")]
+
+
+def resampled(profile: Profile, number: int) -> dict[str, Floats]:
+    """Each sampled metric in each resample, shape (resamples,)."""
+    counts = bootstrap.draw(profile, number)
+    found: dict[str, Floats] = {}
+    for which in ("main", "first", "later"):
+        names = [name for name in _metrics(profile) if SAMPLED[name][0] == which]
+        if names:
+            qs = [SAMPLED[name][1] for name in names]
+            columns = bootstrap.percentiles(steps_of(profile, which), counts, qs).T
+            found |= dict(zip(names, columns, strict=True))
+    return found
+
+
+def _value(profile: Profile, metric: str) -> float:
+    which, q = SAMPLED[metric]
+    return percentile([ms for steps in steps_of(profile, which) for ms in steps], q)[0]
+
+
+def estimates(profile: Profile, drawn: dict[str, Floats]) -> dict[str, Estimate]:
+    """Every metric that `profile` has; `drawn` is its own `resampled`."""
+    found: dict[str, Estimate] = {}
+    for metric in _metrics(profile):
+        which, q = SAMPLED[metric]
+        value, count = _value(profile, metric), sum(map(len, steps_of(profile, which)))
+        ends = bootstrap.interval(value, drawn[metric], bootstrap.blocks(profile))
+        low, high = ends or (None, None)
+        found[metric] = Estimate(value, "ms", low, high, count >= SAMPLES_FOR[q])
+    main, each = found["p50"], profile.request.batch * 1e3
+    found["rate"] = Estimate(
+        each / main.value,
+        rate(profile)[1],
+        each / main.high if main.high else None,
+        each / main.low if main.low else None,
+        main.valid,
+    )
+    return found | {m: Estimate(v, gates.METRICS.get(m, "")) for m, v in _single(profile).items()}
+
+
+def _single(profile: Profile) -> dict[str, float]:
+    """What is known once and not sampled."""
+    known = {
+        "load": profile.load_ms,
+        "cold": profile.cold_ms,
+        "peak_rss": profile.peak_rss_mb,
+        "size": profile.size_mb,
+        "energy": profile.energy_j,
+    }
+    quality = {f"quality.{name}": value for name, value in profile.quality.items()}
+    return {name: value for name, value in known.items() if value is not None} | quality
+
+
+def ratios(
+    base: Profile, first: dict[str, Floats], other: Profile, second: dict[str, Floats]
+) -> dict[str, Ratio]:
+    """Every metric that both have, the other's over the base's; `first`, `second`: `resampled`."""
+    found = {m: _ratio(base, first, other, second, m) for m in _metrics(other) if m in first}
+    p50 = found["p50"]
+    found["rate"] = Ratio(
+        1 / p50.value, 1 / p50.high if p50.high else None, 1 / p50.low if p50.low else None
+    )
+    was, now = _single(base), _single(other)
+    return found | {m: Ratio(now[m] / was[m]) for m in now if was.get(m)}
+
+
+def _ratio(
+    base: Profile, first: dict[str, Floats], other: Profile, second: dict[str, Floats], metric: str
+) -> Ratio:
+    """Round by round where the two took turns; of the pooled percentiles where they did not."""
+    which, q = SAMPLED[metric]
+    if bootstrap.paired(base, other):
+        steps = steps_of(base, which), steps_of(other, which)
+        value, drawn = bootstrap.ratios_by_round(*steps, base.rounds, q)
+        ends = bootstrap.interval(value, drawn, base.rounds)
+    else:
+        value = _value(other, metric) / _value(base, metric)
+        fewest = min(bootstrap.blocks(base), bootstrap.blocks(other))
+        ends = bootstrap.interval(value, second[metric] / first[metric], fewest, profiles=2)
+    low, high = ends or (None, None)
+    return Ratio(value, low, high, _verdict(ends))
+
+
+def _verdict(ends: tuple[float, float] | None) -> str:
+    if ends is None:
+        return TOO_FEW
+    return FASTER if ends[1] < 1 else SLOWER if ends[0] > 1 else NEITHER

@@ -1,0 +1,194 @@
+"""Measure a bundle in this process: from outside, one `next()` of its loop at a time."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Generator, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+import psutil
+
+from edgegen import __version__, rooms
+from edgegen.bundle import Bundle, open_bundle
+from edgegen.errors import NotFoundError
+from edgegen.profile import SCHEMA_VERSION, Profile
+from edgegen.spec import Operator, Options
+from edgegen.workload import Job
+
+T = TypeVar("T")
+Report = Callable[[str, int, int], None]
+
+WARM_SEED = 1_000_003  # warm-up prompts are not those that are timed
+PROFILED_RUNS = 3
+# Environment variables that change how an engine's threads run or wait.
+THREADING = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ORT_", "OV_", "TBB_", "MALLOC_")
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A `Report` that says nothing."""
+
+
+def timed(loop: Generator[Any, None, T]) -> tuple[T, list[float]]:
+    """Drain a loop; return its sample and the milliseconds each step took."""
+    laps: list[float] = []
+    while True:
+        start = time.perf_counter()
+        try:
+            next(loop)
+        except StopIteration as end:
+            return end.value, laps
+        laps.append((time.perf_counter() - start) * 1e3)
+
+
+def measure(job: Job, report: Report = silent) -> Profile:
+    """Run `job` in this process. Best called in a fresh one: `profile` does that."""
+    from edgegen.devices import meters
+
+    _import_engine(job)
+    environment = _environment()
+    meters.reset_peak()
+    loaded = time.perf_counter()
+    deployment = _deploy(job, job.options)
+    load_ms = (time.perf_counter() - loaded) * 1e3
+    try:
+        cold_ms, laps, clocks = _run(deployment, job, report)
+        peak_rss_mb, peak_source = meters.peak_rss_mb(), meters.peak_source()
+    finally:
+        deployment.close()
+    engine = rooms.load("edgegen.runtimes", deployment.engine)
+    bundle: Bundle = deployment.bundle
+    return Profile(
+        schema_version=SCHEMA_VERSION,
+        bundle=bundle.manifest.name,
+        bundle_sha256=bundle.sha256(),
+        family=bundle.manifest.family,
+        precision=bundle.manifest.precision,
+        format=engine.READS,
+        engine=deployment.engine,
+        engine_version=engine.version(),
+        device=deployment.device,
+        device_name=_device_name(deployment.device, environment),
+        threads=job.options.threads,
+        request=job.request,
+        warmup=job.warmup,
+        repeats=job.repeats,
+        load_ms=load_ms,
+        cold_ms=cold_ms,
+        first_ms=tuple(run[0] for run in laps),
+        steps_ms=tuple(tuple(run[1:]) for run in laps),
+        size_mb=bundle.size_mb(engine.READS),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        peak_rss_mb=peak_rss_mb,
+        operators=_operators(job, report) if job.operators else (),
+        quality=bundle.manifest.quality,
+        environment=environment | clocks | {"peak_rss_source": peak_source},
+    )
+
+
+def _import_engine(job: Job) -> None:
+    """Import the engine before the clock starts: Python's own work is not the model's load time."""
+    from edgegen import runtimes
+
+    if job.runtime:
+        rooms.load(runtimes.ROOM, job.runtime)
+    else:
+        runtimes._first_engine(open_bundle(job.path))
+
+
+def _deploy(job: Job, options: Options) -> Any:
+    from edgegen.runtimes import deploy
+
+    return deploy(job.path, job.runtime, job.device, options)
+
+
+def _run(
+    deployment: Any, job: Job, report: Report
+) -> tuple[float, list[list[float]], dict[str, float]]:
+    """(first inference in ms, laps of every timed repeat, clock before and after these)."""
+
+    def laps(seed: int) -> list[float]:
+        request = msgspec.structs.replace(job.request, seed=job.request.seed + seed)
+        return timed(deployment.steps(request))[1]
+
+    what = f"{deployment.bundle.manifest.name} {deployment.engine} {deployment.device}"
+    report(what, 0, job.warmup + job.repeats)
+    cold_ms = laps(WARM_SEED)[0]
+    for n in range(job.warmup):
+        laps(WARM_SEED + 1 + n)
+        report(what, n + 1, job.warmup + job.repeats)
+    gc.collect()
+    gc.freeze()  # torch leaves a million objects that a collection in the middle would walk over
+    runs, start = [], _clock_mhz()
+    for n in range(job.repeats):
+        runs.append(laps(job.first + n))
+        report(what, job.warmup + n + 1, job.warmup + job.repeats)
+    gc.unfreeze()
+    return cold_ms, runs, {"clock_mhz_start": start, "clock_mhz_end": _clock_mhz()}
+
+
+def _operators(job: Job, report: Report) -> tuple[Operator, ...]:
+    """The engine's own times, one row for each kind of operator, summed over a few runs.
+
+    Asked of a second session, for an engine that keeps its own time is slower. A row bears the
+    name of its most expensive node.
+    """
+    report("operators", 0, 1)
+    deployment = _deploy(job, msgspec.structs.replace(job.options, profile=True))
+    try:
+        for n in range(PROFILED_RUNS):
+            timed(deployment.steps(msgspec.structs.replace(job.request, seed=WARM_SEED + n)))
+        return by_kind([o for s in deployment.sessions.values() for o in s.operators()])
+    finally:
+        deployment.close()
+        report("operators", 1, 1)
+
+
+def by_kind(nodes: list[Operator]) -> tuple[Operator, ...]:
+    """Nodes summed by kind, device and precision, the most expensive first."""
+    groups: dict[tuple[str, str, str], list[Operator]] = {}
+    for node in nodes:
+        groups.setdefault((node.kind, node.device, node.precision), []).append(node)
+    rows = [
+        Operator(
+            name=max(group, key=lambda node: node.total_ms).name,
+            kind=kind,
+            device=device,
+            calls=sum(node.calls for node in group),
+            total_ms=sum(node.total_ms for node in group),
+            precision=precision,
+        )
+        for (kind, device, precision), group in groups.items()
+    ]
+    return tuple(sorted(rows, key=lambda row: -row.total_ms))
+
+
+def _environment() -> dict[str, Any]:
+    from edgegen.devices import cpu
+
+    kept = {k: v for k, v in sorted(os.environ.items()) if k.startswith(THREADING)}
+    return cpu.environment() | {"edgegen": __version__, "threading_variables": kept}
+
+
+def _device_name(device: str, environment: Mapping[str, Any]) -> str:
+    """What the device is called; its EdgeGen name where only the engine knows it (AUTO, HETERO)."""
+    from edgegen.devices import find
+
+    if device == "cpu":
+        return str(environment.get("cpu", device))
+    try:
+        return str(find(device).description)
+    except NotFoundError:
+        return device
+
+
+def _clock_mhz() -> float:
+    """The clock, averaged over the cores; 0 where it cannot be read."""
+    try:
+        found = psutil.cpu_freq()
+    except (NotImplementedError, OSError):
+        return 0.0
+    return float(found.current) if found else 0.0
