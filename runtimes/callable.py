@@ -48,8 +48,10 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> C
     """A session over the function that the file at `path` names.
 
     Raises:
-        NotFoundError: no function of that name was registered in this process.
+        NotFoundError: no such device, or no function of that name registered in this process.
     """
+    if device not in ("auto", *devices()):
+        raise NotFoundError(f"callable has no device {device!r}", nearest(device, devices()))
     name = records.decode(File, path.read_bytes(), str(path)).function
     if name not in _functions:
         raise NotFoundError(

@@ -61,15 +61,15 @@ DECODER = GraphSpec(
 
 
 def toy_text(feed):
-    """Logits that fall off around a target: the masked sum of (id + 1) * (position + 1), mod 257.
+    """Logits that fall off around a target: the masked sum of (id + 2) * (position + 1), mod 257.
 
-    Every layer's key is id + 1 and its value is position + 1; all layers must agree.
+    Every layer's key is id + 2 and its value is position + 1; all layers must agree.
     """
     ids, positions = feed["input_ids"], feed["position_ids"]  # (batch, seq)
     past = feed["past_key_values.0.key"].shape[2]
     out = {}
     for layer in range(LAYERS):
-        for part, new in (("key", ids + 1), ("value", positions + 1)):
+        for part, new in (("key", ids + 2), ("value", positions + 1)):
             old = feed[f"past_key_values.{layer}.{part}"]  # (batch, 1, past, 1)
             fresh = new[:, None, :, None].astype(np.float32)
             out[f"present.{layer}.{part}"] = np.concatenate([old, fresh], axis=2)
@@ -82,7 +82,7 @@ def toy_text(feed):
 
 def next_token(ids):
     """The token toy_text finds most likely after `ids`."""
-    return sum((i + 1) * (p + 1) for p, i in enumerate(ids)) % VOCABULARY
+    return sum((i + 2) * (p + 1) for p, i in enumerate(ids)) % VOCABULARY
 
 
 def continuation(prompt, new_tokens):

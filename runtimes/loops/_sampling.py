@@ -106,7 +106,7 @@ def top_p(row: Array, p: float) -> Array:
     """
     kept = np.flatnonzero(row > -np.inf)
     order = kept[np.argsort(-row[kept], kind="stable")]
-    before = np.cumsum(probabilities(row[order])) - probabilities(row[order])
+    before = np.cumsum(np.append(0, probabilities(row[order])[:-1]))
     out = np.full_like(row, -np.inf)
     # Rounding must not rule out the most likely token.
     chosen = order[: max(1, int(np.searchsorted(before, p - 1e-12)))]
