@@ -1,8 +1,102 @@
-"""`edgegen export`."""
+"""`edgegen export`: a model in, a verified bundle out."""
 
 from __future__ import annotations
 
+import typer
 
-def export() -> None:
-    """Not there yet."""
-    raise NotImplementedError
+from edgegen.cli import _terminal
+from edgegen.errors import UsageError
+
+
+def export(
+    source: str = typer.Argument(
+        ..., help="Checkpoint, Hugging Face folder, FILE.gguf, FILE.onnx or FILE.py:CALLABLE."
+    ),
+    output: str = typer.Option(..., "-o", "--output", help="Folder of the bundle."),
+    to: str = typer.Option("onnx,openvino", "--to", help="Formats: onnx, openvino, torch."),
+    precision: str = typer.Option("fp32", help="fp32, fp16, int8 or int4."),
+    input: list[str] = typer.Option(
+        [],
+        "--input",
+        help="For a module: 'NAME:DTYPE[batch,3,64,64]', 'ids:int64[batch,seq<=512]'.",
+    ),
+    pixels: str = typer.Option("", help="For a module: range of its image output, as '-1,1'."),
+    static: str = typer.Option("", help="Fix free dimensions: 'batch=1,seq=256'."),
+    data: str = typer.Option("", help="Calibration images for int8: digits, idx:DIR, images:DIR."),
+    group_size: int = typer.Option(0, help="Group of int4 weights; 0 chooses from the channels."),
+    json: bool = typer.Option(False, "--json", help="Print the manifest as JSON."),
+    quiet: bool = typer.Option(False, "-q", "--quiet", help="No progress."),
+) -> None:
+    """Export a model to ONNX and OpenVINO, and prove that both still compute it."""
+    from edgegen.export import export as run
+
+    with _terminal.progress(quiet) as report:
+        bundle = run(
+            source,
+            output,
+            formats=[name for name in to.split(",") if name],
+            precision=precision,
+            inputs=input,
+            pixels=_pixels(pixels),
+            static=_sizes(static),
+            data=data or None,
+            group_size=group_size,
+            report=report,
+        )
+    if json:
+        _terminal.print_json(bundle.manifest)
+        return
+    _print(bundle)
+
+
+def _pixels(text: str) -> tuple[float, float] | None:
+    if not text:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--pixels {text!r} is not LOW,HIGH", "write --pixels=-1,1") from error
+    return low, high
+
+
+def _sizes(text: str) -> dict[str, int]:
+    try:
+        return {n: int(size) for n, size in (part.split("=") for part in text.split(",") if part)}
+    except ValueError as error:
+        raise UsageError(
+            f"--static {text!r} is not NAME=SIZE,...", "write --static batch=1,seq=256"
+        ) from error
+
+
+def _print(bundle) -> None:  # type: ignore[no-untyped-def]
+    from collections import Counter
+
+    manifest = bundle.manifest
+    rows = []
+    for artifact in manifest.artifacts:
+        became = Counter(layer.precision for layer in artifact.ledger)
+        engine = [d for d in manifest.drifts if d.graph == artifact.graph]
+        mine = [d for d in engine if _format_of(d.engine) == artifact.format]
+        numbers = [d for d in mine if "(quality)" not in d.output]
+        rows.append(
+            (
+                artifact.format,
+                artifact.graph,
+                ", ".join(f"{count} {name}" for name, count in became.items()),
+                f"{bundle.size_mb(artifact.format):.2f}",
+                f"{len(mine)} ok",
+                f"{max(d.max_abs_error for d in numbers):.2g}",
+                f"{min(d.sqnr_db for d in numbers):.1f}",
+            )
+        )
+    columns = "format", "graph", "layers", "MB", "outputs", "max abs error", "SQNR dB"
+    _terminal.print_table(columns, rows, f"{bundle.path}  {manifest.precision}")
+    for artifact in manifest.artifacts:
+        for line in artifact.notes:
+            _terminal.note(f"note: {artifact.format} {artifact.graph}: {line}")
+    if manifest.export_peak_rss_mb:
+        _terminal.note(f"peak memory {manifest.export_peak_rss_mb:.0f} MB")
+
+
+def _format_of(engine: str) -> str:
+    return {"onnxruntime": "onnx"}.get(engine, engine)
