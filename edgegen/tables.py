@@ -36,6 +36,11 @@ def table(rows: Sequence[Row]) -> Table:
     latency = {"TTFT ms": "ttft", "TPOT ms": "tpot"} if text else {"run ms": "p50"}
     cells: dict[str, Cell] = {"": lambda row: row.name}
     cells |= {title: _value(metric) for title, metric in latency.items()}
+    if any(row.against for row in rows):
+        cells |= {
+            f"{title.removesuffix(' ms')} vs first": _words(metric)
+            for title, metric in latency.items()
+        }
     cells |= {
         "p90 ms": lambda row: estimate(row.values["p90"]).partition(" ")[0],
         rows[0].rate_unit: lambda row: number(row.values["rate"].value),
@@ -48,11 +53,6 @@ def table(rows: Sequence[Row]) -> Table:
         cells["energy J"] = _change("energy")
     qualities = {name for row in rows for name in row.values if name.startswith("quality.")}
     cells |= {name.removeprefix("quality."): _value(name) for name in sorted(qualities)}
-    if any(row.against for row in rows):
-        cells |= {
-            f"{title.removesuffix(' ms')} against the first": _words(metric)
-            for title, metric in latency.items()
-        }
     return list(cells), [[cell(row) for cell in cells.values()] for row in rows]
 
 
