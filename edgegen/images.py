@@ -65,8 +65,8 @@ def write_grid(
             "store the numbers: -o out.npz",
         )
     sheet = grid(images, pixels, columns)
-    with records.whole(path) as part:
-        image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(part, format="PNG")
+    with records.whole(path) as part, part.open("wb") as file:
+        image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(file, format="PNG")
 
 
 def read(
