@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import torch
@@ -22,9 +23,12 @@ def assemble(
     files: dict[str, bytes],
     *,
     chat_template: str,
+    entry: dict[str, Any],
     place: str,
 ) -> Model:
     """The model; its weights are those given, not copies, where they are float32 already.
+
+    `entry` is what its history says of where it came from.
 
     Raises:
         FormatError, MismatchError: as `fill`.
@@ -32,18 +36,11 @@ def assemble(
     with torch.device("meta"):  # no memory for weights that are about to be replaced
         net = gpt.Net(config)
     fill(net, weights, place)
-    return model(name, net, files, chat_template)
-
-
-def model(
-    name: str, net: gpt.Net, files: dict[str, bytes], chat_template: str, history: tuple = ()
-) -> Model:
-    """The model of a finished decoder."""
-    loop = msgspec.structs.replace(gpt.loop(net.config), chat_template=chat_template)
+    loop = msgspec.structs.replace(gpt.loop(config), chat_template=chat_template)
     parts = {graph: Part(module, spec) for graph, (module, spec) in gpt.graphs(net).items()}
     count = sum(p.numel() for p in net.parameters())
-    config = msgspec.to_builtins(net.config)
-    return Model(name, "gpt", config, loop, parts, files, history, count)
+    settings = msgspec.to_builtins(config)
+    return Model(name, "gpt", settings, loop, parts, files, (entry,), count)
 
 
 def fill(net: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:

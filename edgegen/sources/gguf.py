@@ -8,6 +8,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,15 @@ def read(source: str, inputs: Sequence[str] = (), pixels: object = None) -> Mode
     template = fields.get("tokenizer.chat_template", "")
     files = _files(fields, config, path, template)
     weights = dict(_weights(tensors, config, fields))
-    return assemble(path.stem, config, weights, files, chat_template=template, place=source)
+    entry = {"kind": "source", "format": "gguf", "source": path.name, "stored": _stored(tensors)}
+    return assemble(
+        path.stem, config, weights, files, chat_template=template, entry=entry, place=source
+    )
+
+
+def _stored(tensors: dict[str, Any]) -> dict[str, int]:
+    """How many tensors are stored in which type: {"Q4_1": 210, "F32": 61}."""
+    return dict(Counter(tensor.tensor_type.name for tensor in tensors.values()))
 
 
 def _open(path: Path) -> gguf.GGUFReader:

@@ -6,6 +6,7 @@ used, and are copied only where they are not float32 or not laid out as ours.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -69,9 +70,12 @@ def read(source: str, inputs: Sequence[str] = (), pixels: object = None) -> Mode
     settings = read_json(folder / "tokenizer_config.json", {})
     template = _chat_template(folder, settings)
     files = _files(folder, kind, config, template)
-    weights = dict(MAPPED[kind](_stored(folder), config))
+    stored = _stored(folder)
+    weights = dict(MAPPED[kind](stored, config))
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored.values())
     name = folder.resolve().name
-    return assemble(name, config, weights, files, chat_template=template, place=source)
+    entry = {"kind": "source", "format": "huggingface", "source": name, "stored": dict(dtypes)}
+    return assemble(name, config, weights, files, chat_template=template, entry=entry, place=source)
 
 
 def read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def read(
     image, span, why = image_of(graph, found, pixels)
     if pixels and not image:
         raise UsageError(f"{source}: --pixels, but no one output is an image", "leave it out")
-    entry: dict[str, Any] = {"step": "source", "kind": "module", "source": f"{path.name}:{name}"}
+    entry: dict[str, Any] = {"kind": "source", "format": "module", "source": f"{path.name}:{name}"}
     if image:
         entry |= {"image": image, "pixels": list(span), "why": why}
     config = {"source": f"{path.name}:{name}", "inputs": list(inputs)}

@@ -50,7 +50,7 @@ def read(
     image = _image(graph, pixels, path)
     loop = OneShot("model", image=image, pixels=pixels or (0.0, 1.0))
     config = {"source": path.name, "opset": opset, "producer": model.producer_name}
-    entry = {"step": "source", "kind": "onnx", "source": path.name, "opset": opset}
+    entry = {"kind": "source", "format": "onnx", "source": path.name, "opset": opset}
     count = onnxfile.parameters(model)
     return Model(path.stem, "onnx", config, loop, {"model": Part(path, graph)}, {}, (entry,), count)
 
