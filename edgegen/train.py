@@ -137,7 +137,7 @@ def _plan(
         )
     return Plan(
         family=family,
-        config=msgspec.to_builtins(material.config),
+        config=msgspec.json.decode(msgspec.json.encode(material.config)),
         data=data,
         data_sha256=material.sha256(),
         steps=recipe.steps if steps is None and options.minutes is None else steps,

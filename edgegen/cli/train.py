@@ -45,7 +45,12 @@ def train(
     )
     with progress(quiet) as report:
         quietly = (lambda line: None) if quiet else note
-        done = run(family, data, output, options, report=report, note=quietly)
+        try:
+            done = run(family, data, output, options, report=report, note=quietly)
+        except KeyboardInterrupt:
+            if Path(f"{output}.training").is_dir():
+                note(f"the last saved step is in {output}.training: go on with --resume")
+            raise
     if json:
         print_json(done)
         return

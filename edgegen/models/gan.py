@@ -1,5 +1,8 @@
 """DCGAN, with a moving average of the generator.
 
+Weights start as torch's defaults: the paper's N(0, 0.02) is meant for wide layers and learns
+slowly in compact ones.
+
 Source: Radford et al. 2016, arXiv:1511.06434; non-saturating loss: Goodfellow et al. 2014,
 arXiv:1406.2661; spectral norm: Miyato et al. 2018, arXiv:1802.05957; WGAN-GP: Gulrajani et al.
 2017, arXiv:1704.00028; averaged generator: Yazici et al. 2019, arXiv:1806.04498.
@@ -21,7 +24,13 @@ from edgegen.bundle import OneShot
 from edgegen.errors import UsageError
 from edgegen.spec import GraphSpec, TensorSpec
 
-TRAINING: dict[str, Any] = {"steps": 2000, "batch": 64, "lr": 5e-4, "betas": (0.5, 0.99)}
+TRAINING: dict[str, Any] = {
+    "steps": 1000,
+    "batch": 64,
+    "lr": 1e-3,
+    "betas": (0.5, 0.99),
+    "weight_decay": 0.0,
+}
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +41,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     width: Annotated[int, Meta(ge=1, le=1024)] = 32
     latent: Annotated[int, Meta(ge=1, le=65536)] = 32
     loss: Literal["non-saturating", "wgan-gp"] = "non-saturating"
-    spectral_norm: bool = True
+    spectral_norm: bool = False
     penalty: Annotated[float, Meta(ge=0, le=1e6)] = 10.0
     ema: Annotated[float, Meta(ge=0, lt=1)] = 0.995
 
@@ -77,13 +86,17 @@ class Generator(nn.Module):
         return torch.tanh(self.body(self.first(latent).unflatten(1, self.shape)))
 
 
+def _as_it_is(layer: nn.Module) -> nn.Module:
+    return layer
+
+
 class Discriminator(nn.Module):
     """Image in -1..1 -> logit (or, with WGAN-GP, critic value), shape (batch,)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         w, s = widths(config), smallest(config)
-        norm = parametrizations.spectral_norm if config.spectral_norm else nn.Identity()
+        norm = parametrizations.spectral_norm if config.spectral_norm else _as_it_is
         # batch norm mixes the images of a batch: the penalty is on each image's own gradient
         batch_norm = not config.spectral_norm and config.loss != "wgan-gp"
         layers: list[nn.Module] = [norm(nn.Conv2d(config.channels, w[0], 3, 1, 1))]
@@ -107,16 +120,7 @@ class Net(nn.Module):
         self.config = config
         self.generator = Generator(config)
         self.discriminator = Discriminator(config)
-        self.apply(_init)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-
-
-def _init(module: nn.Module) -> None:
-    """Weights from N(0, 0.02), arXiv:1511.06434, section 4; not under spectral norm."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and not hasattr(
-        module, "parametrizations"
-    ):
-        nn.init.normal_(module.weight, 0.0, 0.02)
 
 
 def graphs(net: Net) -> dict[str, tuple[nn.Module, GraphSpec]]:

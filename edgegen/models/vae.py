@@ -19,7 +19,13 @@ from edgegen.bundle import OneShot
 from edgegen.errors import UsageError
 from edgegen.spec import GraphSpec, TensorSpec
 
-TRAINING: dict[str, Any] = {"steps": 600, "batch": 128, "lr": 3e-3, "betas": (0.9, 0.99)}
+TRAINING: dict[str, Any] = {
+    "steps": 600,
+    "batch": 128,
+    "lr": 3e-3,
+    "betas": (0.9, 0.99),
+    "weight_decay": 0.01,
+}
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):

@@ -26,7 +26,7 @@ class Slope(nn.Module):
 
 def undecided(**config):
     """A GAN whose discriminator answers 0 to everything."""
-    net = gan.Net(Config(spectral_norm=False, **config))
+    net = gan.Net(Config(**config))
     nn.init.zeros_(net.discriminator.head.weight)
     nn.init.zeros_(net.discriminator.head.bias)
     return net
@@ -70,7 +70,7 @@ def test_the_penalty_can_be_reported_where_gradients_are_off():
 
 
 def test_spectral_norm_holds_the_largest_singular_value_at_one():
-    net = gan.Net(Config(width=4))
+    net = gan.Net(Config(width=4, spectral_norm=True))
     for _ in range(200):
         net.discriminator(torch.rand(1, 1, 8, 8))
     net.eval()
@@ -81,7 +81,7 @@ def test_spectral_norm_holds_the_largest_singular_value_at_one():
 
 @pytest.mark.parametrize(
     ("config", "wanted"),
-    [({}, False), ({"spectral_norm": False}, True), ({"loss": "wgan-gp"}, False)],
+    [({}, True), ({"spectral_norm": True}, False), ({"loss": "wgan-gp"}, False)],
 )
 def test_the_discriminator_has_batch_norm_only_where_nothing_else_holds_it(config, wanted):
     layers = gan.Discriminator(Config(**config)).modules()

@@ -101,7 +101,7 @@ def test_samples_are_pixels_and_follow_the_generator():
     net = vae.Net(Config()).eval()
     images = vae.samples(net, 5, seeded())
     assert images.shape == (5, 1, 8, 8)
-    assert 0 <= images.min() and images.max() <= 1
+    assert images.min() >= 0 and images.max() <= 1
     assert torch.equal(images, vae.samples(net, 5, seeded()))
 
 
