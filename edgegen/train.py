@@ -101,8 +101,13 @@ def train(
     with torch.random.fork_rng(devices=[]):
         trainer = Trainer(module, material, plan, recipe, workers)
         _begin(trainer, output, options.resume, note)
-        _go_on(trainer, output, options.every, report, note)
-        return _finish(trainer, output)
+        try:
+            _go_on(trainer, output, options.every, report, note)
+            return _finish(trainer, output)
+        except BaseException:
+            if workers.rank == 0 and not resume.begun(output):
+                resume.forget(output)  # pictures alone: nothing to go on from
+            raise
 
 
 def _check(options: Options) -> None:
@@ -170,18 +175,13 @@ def _begin(trainer: Trainer, output: Path, wanted: bool, note: Note) -> None:
 
 def _go_on(trainer: Trainer, output: Path, every: int, report: Report, note: Note) -> None:
     """Train to the end, looking at the losses and saving the state every so many steps."""
-    try:
-        while (done := trainer.done()) < 1:
-            losses = trainer.advance(done)
-            _report(trainer, report)
-            if trainer.step % CHECK == 0:
-                check_finite(_floats(losses), trainer.step)
-            if trainer.step % every == 0:
-                _keep(trainer, output, _floats(losses), note)
-    except BaseException:
-        if trainer.workers.rank == 0 and not resume.begun(output):
-            resume.forget(output)  # only pictures: nothing to go on from
-        raise
+    while (done := trainer.done()) < 1:
+        losses = trainer.advance(done)
+        _report(trainer, report)
+        if trainer.step % CHECK == 0:
+            check_finite(_floats(losses), trainer.step)
+        if trainer.step % every == 0:
+            _keep(trainer, output, _floats(losses), note)
 
 
 def _floats(losses: dict[str, Tensor]) -> dict[str, float]:

@@ -28,6 +28,9 @@ COMMANDS = (
     "demo",
 )
 
+# What the disk may answer: full, over quota, over a file size limit, read-only, forbidden.
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
 app = typer.Typer(
     name="edgegen",
     help="Compact generative models on real devices: export, verify, run, profile, compare.",
@@ -55,14 +58,15 @@ def main() -> None:
     except EdgeGenError as error:
         _report(str(error), error.hint)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _report("interrupted; nothing was changed under the output's name", "")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer's own answer to Ctrl-C, which says nothing
+            _report("interrupted; nothing was changed under the output's name", "")
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno not in STORAGE:
             raise
         _report(f"{error.filename or 'output'}: {error.strerror}", "free space or write elsewhere")
         sys.exit(1)

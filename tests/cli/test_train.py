@@ -74,12 +74,26 @@ def test_ctrl_c_is_one_line_and_the_old_checkpoint_stays(command, tmp_path):
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(again, env=alone, stderr=subprocess.PIPE, text=True) as run:
         for line in run.stderr:
-            if line.startswith("step 100 "):
+            if line.startswith("step 200 "):  # the state of step 100 is there
                 run.send_signal(signal.SIGINT)
                 break
         rest = run.stderr.read()
     assert run.returncode == 130
     assert "Traceback" not in rest
-    assert "error: interrupted" in rest.splitlines()[-1]
-    assert "--resume" in rest
+    assert "go on with --resume" in rest
+    assert rest.splitlines()[-1].startswith("error: interrupted; nothing was changed")
     assert (tmp_path / "vae" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_two_lines_and_leaves_nothing(tmp_path):
+    train = [sys.executable, "-m", "edgegen", "train", *VAE, "-o", str(tmp_path / "vae")]
+    limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *train]  # 4 blocks of 1 kB a file
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(limited, env=alone, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    first, second = done.stderr.splitlines()[-2:]
+    assert first.startswith("error: ") and "File too large" in first
+    assert second == "hint:  free space or write elsewhere"
+    assert list(tmp_path.iterdir()) == []
