@@ -15,7 +15,7 @@ from edgegen import rooms
 from edgegen.bundle import Bundle, OneShot, Text, check_files, open_bundle
 from edgegen.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
 from edgegen.runtimes import _pictures
-from edgegen.runtimes.loops import _sampling
+from edgegen.runtimes.loops import _sampling, autoregressive
 from edgegen.spec import Array, Feed, Options, Request, Session
 from edgegen.text import TextStream, Tokenizer, open_tokenizer
 
@@ -24,6 +24,7 @@ LOOPS = "edgegen.runtimes.loops"
 # Which engine is taken when none is named, by format: the first that is installed and reads one
 # of the bundle's. Only that one is imported.
 FIRST = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
+NEW_TOKENS = 64
 
 
 def deploy(
@@ -158,7 +159,8 @@ class Deployment:
         self,
         prompts: Sequence[str],
         *,
-        max_new_tokens: int = 64,
+        batch: int = 1,
+        max_new_tokens: int | None = None,
         seed: int = 0,
         stop: Sequence[str] = (),
         chat: bool = False,
@@ -166,22 +168,26 @@ class Deployment:
     ) -> Generator[list[str | None], None, list[str]]:
         """One yield a token: the text that became certain, by prompt; None where it has ended.
 
-        Returns the whole texts. `sampling` is any of temperature, top_k, top_p, min_p and
-        repetition_penalty; without the first four it is greedy.
+        Returns the whole texts. They end after `max_new_tokens`; when that is not said, after 64
+        or where the model's positions do. Each prompt goes `batch` times, each time with other
+        draws. `sampling` is any of temperature, top_k, top_p, min_p and repetition_penalty;
+        without the first four it is greedy.
         """
-        self._wants(Text, "a prompt", "num")
+        loop = self._text()
         options = _sampling.sampling(**sampling)
-        tokenizer = self.tokenizer
-        ids = tuple(tokenizer.encode(prompt, chat=chat) for prompt in prompts)
+        encoded = [self.tokenizer.encode(prompt, chat=chat) for prompt in prompts]
+        longest = max(map(len, encoded), default=0)
+        room = autoregressive.positions(self.session("model"), loop)
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(NEW_TOKENS, room - longest + 1))
+        autoregressive.check_room(loop, room, batch * len(encoded), longest, max_new_tokens)
+        ids = tuple(prompt for prompt in encoded for _ in range(batch))
         request = Request(
             batch=len(ids), seed=seed, new_tokens=max_new_tokens, sampling=options, prompts=ids
         )
-        texts = [TextStream(tokenizer, stop, self._ends()) for _ in ids]
-        return _pieces(self.steps(request), texts, max_new_tokens)
-
-    def _ends(self) -> tuple[int, ...]:
-        loop = self.bundle.manifest.loop
-        return loop.eos if isinstance(loop, Text) else ()
+        steps = self.steps(request)
+        texts = [TextStream(self.tokenizer, stop, loop.eos) for _ in ids]
+        return _pieces(steps, texts, max_new_tokens)
 
     @overload
     def generate(self, prompt: str, **options: Any) -> str: ...
@@ -230,24 +236,25 @@ class Deployment:
         channels, height, width = (n for n in source.shape[1:] if isinstance(n, int))
         return channels, height, width
 
-    def _images(self) -> OneShot:
-        self._wants(OneShot, "num", "a prompt")
+    def _text(self) -> Text:
         loop = self.bundle.manifest.loop
-        if not isinstance(loop, OneShot) or not loop.image:
+        if not isinstance(loop, Text):
+            raise UsageError(
+                f"{self.bundle.path} is no text model, it does not take a prompt",
+                "leave the prompt out",
+            )
+        return loop
+
+    def _images(self) -> OneShot:
+        loop = self.bundle.manifest.loop
+        if isinstance(loop, Text):
+            raise UsageError(f"{self.bundle.path} is a text model", "give a prompt instead")
+        if not loop.image:
             raise UsageError(
                 f"{self.bundle.path} makes no images",
                 "use steps(), or: edgegen run BUNDLE -o out.npz",
             )
         return loop
-
-    def _wants(self, kind: type[Text | OneShot], given: str, wanted: str) -> None:
-        """Raise unless the bundle is of this kind of loop."""
-        if not isinstance(self.bundle.manifest.loop, kind):
-            raise UsageError(
-                f"{self.bundle.path} is {'no text model' if kind is Text else 'a text model'}, "
-                f"it does not take {given}",
-                f"give {wanted} instead",
-            )
 
     def close(self) -> None:
         """Give the engine's memory back."""

@@ -38,7 +38,7 @@ def run(
     repetition_penalty: float = typer.Option(None, help="Above 1: avoid what was said before."),
     stop: list[str] = typer.Option([], help="End before this text. Repeatable."),
     chat: bool = typer.Option(False, help="The prompt is a message in the chat template."),
-    batch: int = typer.Option(None, help="Sequences of one prompt; samples of a drawn input."),
+    batch: int = typer.Option(None, help="Texts for each prompt; samples of a drawn input."),
     num: int = typer.Option(None, help="Images to make. [default: 16]"),
     interpolate: bool = typer.Option(False, help="Images between two latents."),
     reconstruct: list[Path] = typer.Option([], help="An image through the encoder. Repeatable."),
@@ -94,7 +94,7 @@ def pairs(flag: str, given: list[str]) -> dict[str, str]:
 
 
 def _text(deployment: Deployment, options: dict[str, Any]) -> None:
-    prompts = _prompts(options)
+    prompts, batch = _prompts(options)
     drawn = {name: options[name] for name in SAMPLING if name in options}
     if options.get("greedy") and (chance := set(drawn) - {"repetition_penalty"}):
         flag = f"--{min(chance).replace('_', '-')}"
@@ -103,13 +103,14 @@ def _text(deployment: Deployment, options: dict[str, Any]) -> None:
     started = time.perf_counter()
     pieces = deployment.stream(
         prompts,
-        max_new_tokens=options.get("max_new_tokens", 64),
+        batch=batch,
+        max_new_tokens=options.get("max_new_tokens"),
         seed=options.get("seed", 0),
         stop=options.get("stop", []),
         chat=options.get("chat", False),
         **drawn,
     )
-    live = len(prompts) == 1 and "json" not in options
+    live = len(prompts) * batch == 1 and "json" not in options
     texts, laps, tokens = _listen(pieces, started, live)
     speed = _speed(laps, tokens, len(texts))
     if "json" in options:
@@ -123,20 +124,17 @@ def _text(deployment: Deployment, options: dict[str, Any]) -> None:
     )
 
 
-def _prompts(options: dict[str, Any]) -> list[str]:
+def _prompts(options: dict[str, Any]) -> tuple[list[str], int]:
+    """(prompts, how often each)."""
     given, batch = options.get("prompt", []), options.get("batch", 1)
     if not given:
         raise UsageError("no prompt", "give one: --prompt 'Once upon a time', or --prompt -")
-    if batch < 1 or (len(given) > 1 and batch not in (1, len(given))):
-        raise UsageError(
-            f"--batch is {batch} for {len(given)} prompts",
-            "give 1 or more, and --batch with one prompt only",
-        )
+    if batch < 1:
+        raise UsageError(f"--batch is {batch}", "give 1 or more")
     try:
-        prompts = [sys.stdin.read().removesuffix("\n") if p == "-" else p for p in given]
+        return [sys.stdin.read().removesuffix("\n") if p == "-" else p for p in given], batch
     except UnicodeDecodeError as error:
         raise UsageError("stdin is not valid UTF-8", "re-encode it as UTF-8") from error
-    return prompts * batch if len(prompts) == 1 else prompts
 
 
 def _listen(

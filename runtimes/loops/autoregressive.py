@@ -43,7 +43,7 @@ def steps(
         )
     session = sessions["model"]
     _check_batch(session, request.batch)
-    check(request, loop, window(session) or loop.max_positions)
+    check(request, loop, positions(session, loop))
     prompts = request.prompts or random_prompts(loop, request, rng)
     decoder = PlainDecoder(forward(session), loop.vocab_size, request.seed)
     return _tokens(decoder, () if request.ignore_eos else loop.eos, request, prompts)
@@ -80,13 +80,18 @@ def check(request: Request, loop: Text, positions: int) -> None:
         raise UsageError(
             f"token ids go from 0 to {loop.vocab_size - 1}, found {min(ids)} to {max(ids)}"
         )
-    if request.new_tokens < 1:
-        raise UsageError(f"new_tokens is {request.new_tokens}, wanted 1 or more")
-    _check_positions(longest, request.new_tokens, positions)
+    check_room(loop, positions, request.batch, longest, request.new_tokens)
+
+
+def check_room(loop: Text, positions: int, batch: int, prompt_tokens: int, new_tokens: int) -> None:
+    """Raise `UsageError` for more tokens than positions, or than the free memory holds."""
+    if new_tokens < 1:
+        raise UsageError(f"new_tokens is {new_tokens}, wanted 1 or more")
+    _check_positions(prompt_tokens, new_tokens, positions)
     # The cache twice, as past and as present, and the logits of the whole prompt; 4 bytes each.
-    cache = 4 * loop.layers * loop.kv_heads * loop.head_dim * (longest + request.new_tokens)
-    need_bytes = 4 * request.batch * (cache + longest * loop.vocab_size)
-    afford(f"batch {request.batch}", need_bytes, "ask for a smaller batch or a shorter prompt")
+    cache = 4 * loop.layers * loop.kv_heads * loop.head_dim * (prompt_tokens + new_tokens)
+    need_bytes = 4 * batch * (cache + prompt_tokens * loop.vocab_size)
+    afford(f"batch {batch}", need_bytes, "ask for a smaller batch or a shorter prompt")
 
 
 def _check_batch(session: Session, batch: int) -> None:
@@ -120,6 +125,11 @@ def window(session: Session) -> int | None:
     """The sequence length that the graph was fixed to; None when it is free."""
     length = next(s.shape[1] for s in session.graph.inputs if s.name == "input_ids")
     return length if isinstance(length, int) else None
+
+
+def positions(session: Session, loop: Text) -> int:
+    """How many tokens, prompt and text together, the graph can look at."""
+    return window(session) or loop.max_positions
 
 
 def forward(session: Session) -> CachedForward:

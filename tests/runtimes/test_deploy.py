@@ -154,6 +154,11 @@ def test_the_stream_adds_up_to_the_text(text_bundle):
     assert len(pieces[0]) > 1
 
 
+def test_text_ends_with_the_positions_when_nothing_is_said(text_bundle, toys):
+    text = deploy(text_bundle, "callable").generate("\x01\x02\x03")
+    assert text == bytes(toys.continuation((1, 2, 3), 62)).decode(errors="replace")
+
+
 def test_text_ends_before_a_stop_string(text_bundle):
     deployment = deploy(text_bundle, "callable")
     whole = deployment.generate("Hi", max_new_tokens=5)
