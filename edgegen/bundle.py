@@ -1,12 +1,12 @@
 """A bundle: one model at one precision, in one or more formats, with the data that proves it.
 
-    BUNDLE/
-      manifest.json            this file's `Manifest`
-      golden.npz               inputs and torch fp32 outputs of the parity cases
-      model.onnx               a model of one graph named "model" lies at the top,
-      openvino_model.xml/.bin
-      decoder/model.onnx       every other graph in a folder of its own name
-      tokenizer.json, config.json, ...   text: what other tools look for
+BUNDLE/
+  manifest.json            this file's `Manifest`
+  golden.npz               inputs and torch fp32 outputs of the parity cases
+  model.onnx               a model of one graph named "model" lies at the top,
+  openvino_model.xml/.bin
+  decoder/model.onnx       every other graph in a folder of its own name
+  tokenizer.json, config.json, ...   text: what other tools look for
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from msgspec import Struct
@@ -154,8 +155,9 @@ class Bundle(Struct, frozen=True):
         for artifact in self.manifest.artifacts:
             if (artifact.graph, artifact.format) == (graph, kind):
                 return artifact
+        have = ", ".join(self.formats())
         raise NotFoundError(
-            f"{self.path}: graph {graph!r} is not there as {kind}; have: {', '.join(self.formats())}",
+            f"{self.path}: graph {graph!r} is not there as {kind}; have: {have}",
             f"run: edgegen export SOURCE -o {self.path} --to {','.join([*self.formats(), kind])}",
         )
 
@@ -212,9 +214,7 @@ def digest(path: Path | str) -> str:
 def sums(folder: Path) -> dict[str, FileSum]:
     """Size and hash of every file under `folder` but the manifest, by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {
-        p.relative_to(folder).as_posix(): FileSum(p.stat().st_size, digest(p)) for p in files
-    }
+    return {p.relative_to(folder).as_posix(): FileSum(p.stat().st_size, digest(p)) for p in files}
 
 
 def check_files(bundle: Bundle, only: set[str] | None = None) -> None:
@@ -244,7 +244,7 @@ class Case(Struct, frozen=True):
 
 def write_golden(cases: list[Case], path: Path) -> None:
     """Store cases as one `.npz`; keys are `graph/case/in|out/tensor`."""
-    arrays = {}
+    arrays: dict[str, Array] = {}
     for case in cases:
         for side, tensors in (("in", case.inputs), ("out", case.outputs)):
             arrays |= {f"{case.graph}/{case.name}/{side}/{n}": a for n, a in tensors.items()}
@@ -253,11 +253,19 @@ def write_golden(cases: list[Case], path: Path) -> None:
 
 
 def read_golden(bundle: Bundle) -> list[Case]:
-    """The cases of a bundle, in the order they were written."""
+    """The cases of a bundle, in the order they were written.
+
+    Raises:
+        FormatError: the file is missing or broken.
+    """
+    path = bundle.path / GOLDEN
     cases: dict[tuple[str, str], Case] = {}
-    with np.load(bundle.path / GOLDEN, allow_pickle=False) as file:
-        for key in file.files:
-            graph, name, side, tensor = key.split("/", 3)
-            case = cases.setdefault((graph, name), Case(graph, name, {}, {}))
-            (case.inputs if side == "in" else case.outputs)[tensor] = file[key]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                graph, name, side, tensor = key.split("/", 3)
+                case = cases.setdefault((graph, name), Case(graph, name, {}, {}))
+                (case.inputs if side == "in" else case.outputs)[tensor] = file[key]
+    except (OSError, ValueError, EOFError, BadZipFile, AttributeError) as error:
+        raise FormatError(f"{path}: no golden data: {error}", "export the bundle again") from error
     return list(cases.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import re
 import shutil
@@ -13,10 +15,13 @@ from typing import Any, TypeVar
 import msgspec
 import psutil
 
-from edgegen.errors import FormatError, NotFoundError
+from edgegen.errors import EdgeGenError, FormatError, NotFoundError, UsageError
 from edgegen.rooms import nearest
 
 T = TypeVar("T")
+
+OURS = ("manifest.json", "history.json")  # one of them is in every folder we write
+SPARE_BYTES = 1 << 16  # a disk with less than this left is full
 
 
 def encode(record: Any) -> bytes:
@@ -82,21 +87,58 @@ def whole(path: Path | str) -> Iterator[Path]:
 
     When the block raises (Ctrl-C and a full disk included) the half-written output is removed
     and what stood under `path` before is untouched.
+
+    Raises:
+        UsageError: what stands under `path` is nothing that an output may replace.
     """
-    path = Path(path)
+    path = target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
     part = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         yield part
         _replace(part, path)
-    except BaseException:
+    except BaseException as error:
+        full = _disk_is_full(error, path)
         _remove(part)
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
+
+
+def target(path: Path | str) -> Path:
+    """Where an output called `path` will stand, links followed.
+
+    Raises:
+        UsageError: a device or pipe stands there, or a folder that no command of ours wrote.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"{path}: neither a file nor a folder", "give the name of a new file")
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).is_file() for name in OURS):
+        raise UsageError(
+            f"{path}: a folder with other things in it, which would be lost",
+            "give a name that is not taken, or empty the folder first",
+        )
+    return path
+
+
+def _disk_is_full(error: BaseException, path: Path) -> bool:
+    """Did it fail for want of space? Libraries in C++ say so in words of their own."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    try:
+        short = shutil.disk_usage(path.parent).free < SPARE_BYTES
+    except OSError:
+        return False
+    return short and isinstance(error, Exception) and not isinstance(error, EdgeGenError)
 
 
 def _replace(part: Path, path: Path) -> None:
     """Rename, moving an old folder aside first: a folder cannot be renamed over a full one."""
+    if path.exists() and path.is_dir() != part.is_dir():
+        kind = "a folder" if path.is_dir() else "a file"
+        raise UsageError(f"{path}: {kind} of that name is there", "give a name that is not taken")
     if not path.is_dir():
         os.replace(part, path)
         return
@@ -111,10 +153,14 @@ def _replace(part: Path, path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Remove what a killed run left beside `path`; bring back an old folder it had moved aside."""
-    for left in path.parent.glob(f"{path.name}.partial-*"):
-        pid = int(left.name.rpartition("-")[2]) if left.name.rpartition("-")[2].isdigit() else 0
-        if pid and (pid == os.getpid() or psutil.pid_exists(pid)):
+    """Remove what a killed run left beside `path`; bring back an old folder it had moved aside.
+
+    What carries the id of this very process was left by one before it: containers give every run
+    the same few ids.
+    """
+    for left in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
+        pid = left.name.rpartition("-")[2]
+        if pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid)):
             continue
         if ".partial-old-" in left.name and not path.exists():
             os.rename(left, path)

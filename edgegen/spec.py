@@ -30,7 +30,7 @@ class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
     high: float | None = None
 
     def check(self, array: Array) -> None:
-        """Raise `MismatchError`, naming the tensor, what was wanted and what came, unless it fits."""
+        """Raise `MismatchError` unless it fits, with the tensor, what was wanted and what came."""
         fits = len(array.shape) == len(self.shape) and all(
             isinstance(want, str) or want == have
             for want, have in zip(self.shape, array.shape, strict=True)
@@ -58,27 +58,44 @@ class GraphSpec(Struct, frozen=True, forbid_unknown_fields=True):
     def check(self, feed: Feed) -> None:
         """Raise `MismatchError` unless `feed` has every input, each of its type and shape.
 
-        A free dimension must have one size wherever it stands, within its limit.
+        A free dimension must have one size wherever it stands, within its limit, and one called
+        "past+seq" the sum of both.
         """
         wanted = {spec.name for spec in self.inputs}
         if set(feed) != wanted:
             lost, extra = sorted(wanted - set(feed)), sorted(set(feed) - wanted)
-            raise MismatchError(f"graph {self.name}: missing inputs {lost}, unknown inputs {extra}")
+            raise MismatchError(
+                f"graph {self.name}: missing inputs {lost}, unknown inputs {extra}",
+                f"it takes: {', '.join(spec.name for spec in self.inputs)}",
+            )
         sizes: dict[str, tuple[int, str]] = {}
         for spec in self.inputs:
             spec.check(feed[spec.name])
             for name, size in zip(spec.shape, feed[spec.name].shape, strict=True):
                 if isinstance(name, str):
                     self._check_size(sizes, name, size, spec.name)
+        for name, (size, where) in sizes.items():
+            parts = [sizes[part][0] for part in name.split("+") if part in sizes]
+            if len(parts) == name.count("+") + 1 > 1 and sum(parts) != size:
+                raise MismatchError(
+                    f"{where}: {name} is {size}, wanted {' + '.join(map(str, parts))}",
+                    f"give {where} the length {sum(parts)} there",
+                )
 
     def _check_size(
         self, sizes: dict[str, tuple[int, str]], name: str, size: int, tensor: str
     ) -> None:
         first, where = sizes.setdefault(name, (size, tensor))
         if first != size:
-            raise MismatchError(f"{name} is {first} in {where} but {size} in {tensor}")
+            raise MismatchError(
+                f"{name} is {first} in {where} but {size} in {tensor}",
+                f"give {name} one size in all inputs",
+            )
         if size > self.limits.get(name, size):
-            raise MismatchError(f"{tensor}: {name} is {size}, the limit is {self.limits[name]}")
+            limit = self.limits[name]
+            raise MismatchError(
+                f"{tensor}: {name} is {size}, the limit is {limit}", f"use at most {limit}"
+            )
 
 
 class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,7 +189,7 @@ class CachedForward(Protocol):
 
 
 class Decoder(Protocol):
-    """Text generation seen from outside, so that an engine may keep cache and sampling to itself."""
+    """Text generation from outside, so that an engine may keep cache and sampling to itself."""
 
     def start(self, prompts: tuple[tuple[int, ...], ...], sampling: Sampling) -> Array:
         """Prefill; the first new token of each sequence, shape (batch,)."""

@@ -48,7 +48,7 @@ def room(tmp_path, monkeypatch):
 def test_an_engine_that_is_not_installed_is_listed_with_its_pip_command(room):
     (room / "fast.py").write_text("import fast_engine_that_nobody_has\n")
     assert survey.ask("fast", room.name) == Engine(
-        "fast", problem="not installed", fix="pip install 'edgegen[fast]'"
+        "fast", problem="not installed", fix="pip install fast_engine_that_nobody_has"
     )
 
 
