@@ -90,14 +90,22 @@ def percentiles(repeats: Sequence[Sequence[float]], counts: Counts, qs: Sequence
 def _weighted(values: Floats, weights: Counts, qs: Sequence[int]) -> Floats:
     """Percentiles of sorted `values`, the n-th counted `weights[:, n]` times."""
     upto = np.cumsum(weights, axis=1)  # (resamples, values)
-    rank = (upto[:, -1:] - 1) * np.asarray(qs) / 100  # (resamples, qs), numpy's "linear"
-    low = np.floor(rank)
-    found = []
-    for n in range(len(qs)):
-        below = values[(upto <= low[:, n : n + 1]).sum(axis=1)]
-        above = values[(upto <= np.minimum(low[:, n : n + 1] + 1, upto[:, -1:] - 1)).sum(axis=1)]
-        found.append(below + (above - below) * (rank[:, n] - low[:, n]))
-    return np.stack(found, axis=1)
+    drawn = upto[:, -1:].copy()
+    rank = (drawn - 1) * np.asarray(qs) / 100  # (resamples, qs), numpy's "linear"
+    low = np.floor(rank).astype(np.int64)
+    # One search for all rows: each is lifted above the one before.
+    lift = np.arange(len(upto))[:, None] * (drawn.max() + 1)
+    upto += lift
+    start = np.arange(len(upto))[:, None] * len(values)
+
+    def at(position: Counts) -> Floats:
+        n = np.searchsorted(upto.ravel(), (position + lift).ravel(), side="right")
+        found: Floats = values[n.reshape(position.shape) - start]
+        return found
+
+    below, above = at(low), at(np.minimum(low + 1, drawn - 1))
+    percentiles: Floats = below + (above - below) * (rank - low)
+    return percentiles
 
 
 def interval(

@@ -138,7 +138,8 @@ def _check_alike(one: Profile, one_name: str, other: Profile, other_name: str) -
             option = f"--size {name}=N" if key == "sizes" else OPTION.get(key, "")
             fix = f"the same {option}" if option else f"one request.{field}"
             raise NotComparableError(
-                f"{other_name} ran {field}={b.get(field)}, {one_name} ran {field}={a.get(field)}",
+                f"{other_name} ran {field}={b.get(field, 'unset')}, "
+                f"{one_name} ran {field}={a.get(field, 'unset')}",
                 f"profile both with {fix}",
             )
 
@@ -146,8 +147,10 @@ def _check_alike(one: Profile, one_name: str, other: Profile, other_name: str) -
 def _flat(request: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for key, value in msgspec.to_builtins(request).items():
-        inner = value.items() if isinstance(value, dict) else ()
-        fields |= {f"{key}.{name}": v for name, v in inner} if inner else {key: value}
+        if isinstance(value, dict):
+            fields |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            fields[key] = value
     return fields
 
 

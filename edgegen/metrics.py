@@ -13,13 +13,14 @@ from edgegen.profile import SAMPLES_FOR, Profile, percentile, rate
 
 FASTER, SLOWER, NEITHER = "faster", "slower", "no difference detectable"
 TOO_FEW = "too few samples"
-# Where each sampled metric lies: its steps, and which percentile of these.
+# Where each sampled metric lies: its steps, and which percentile of these. Text's main steps are
+# its later tokens, so that TPOT is its p50.
 SAMPLED = {
     "p50": ("main", 50),
     "p90": ("main", 90),
     "p99": ("main", 99),
     "ttft": ("first", 50),
-    "tpot": ("later", 50),
+    "tpot": ("main", 50),
 }
 
 
@@ -66,12 +67,12 @@ def resampled(profile: Profile, number: int) -> dict[str, Floats]:
     """Each sampled metric in each resample, shape (resamples,)."""
     counts = bootstrap.draw(profile, number)
     found: dict[str, Floats] = {}
-    for which in ("main", "first", "later"):
+    for which in ("main", "first"):
         names = [name for name in _metrics(profile) if SAMPLED[name][0] == which]
         if names:
-            qs = [SAMPLED[name][1] for name in names]
+            qs = sorted({SAMPLED[name][1] for name in names})
             columns = bootstrap.percentiles(steps_of(profile, which), counts, qs).T
-            found |= dict(zip(names, columns, strict=True))
+            found |= {name: columns[qs.index(SAMPLED[name][1])] for name in names}
     return found
 
 

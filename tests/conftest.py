@@ -197,3 +197,87 @@ def image_bundle(tmp_path):
     ]
     graphs = {"decoder": (DECODER, "toy-decoder"), "encoder": (ENCODER, "toy-encoder")}
     return write_bundle(tmp_path / "toy-vae", "vae", IMAGES, graphs, cases)
+
+
+@pytest.fixture(scope="session")
+def make_profile():
+    """A profile of made-up but realistic samples: each repeat is a little slow or fast as a whole,
+    each step a little more, and one in twenty is far out."""
+    from edgegen.profile import SCHEMA_VERSION, Profile
+    from edgegen.spec import Request
+
+    def make(seed=0, scale_ms=10.0, repeats=20, tokens=0, **fields):
+        rng = np.random.default_rng(seed)
+        repeat = np.exp(rng.normal(0, 0.02, (repeats, 1)))
+        steps = repeat * np.exp(rng.normal(0, 0.02, (repeats, tokens + 1)))
+        steps *= 1 + (rng.random(steps.shape) < 0.05) * rng.exponential(0.3, steps.shape)
+        steps *= scale_ms
+        request = Request(prompt_tokens=8, new_tokens=tokens + 1) if tokens else Request()
+        profile = Profile(
+            schema_version=SCHEMA_VERSION,
+            bundle="toy",
+            bundle_sha256="0" * 64,
+            family="gpt" if tokens else "vae",
+            precision="fp32",
+            format="onnx",
+            engine="onnxruntime",
+            engine_version="1.0",
+            device="cpu",
+            device_name="a processor",
+            threads=0,
+            request=request,
+            warmup=3,
+            repeats=repeats,
+            load_ms=50.0,
+            cold_ms=20.0,
+            first_ms=tuple(steps[:, 0].tolist()),
+            steps_ms=tuple(map(tuple, steps[:, 1:].tolist())),
+            size_mb=4.0,
+            created="2026-11-21T00:00:00+00:00",
+            peak_rss_mb=80.0,
+        )
+        return msgspec.structs.replace(profile, **fields)
+
+    return make
+
+
+@pytest.fixture
+def onnx_bundle(tmp_path):
+    """A bundle that ONNX Runtime can open in any process: 4 latents to an 8 x 8 image."""
+    onnx = pytest.importorskip("onnx", reason="the toy graph is built with onnx")
+    weight = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("MatMul", ["latent", "weight"], ["flat"]),
+        onnx.helper.make_node("Reshape", ["flat", "shape"], ["image"]),
+    ]
+    tensors = onnx.numpy_helper.from_array, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "decoder",
+        [tensors[1]("latent", onnx.TensorProto.FLOAT, ["batch", 4])],
+        [tensors[1]("image", onnx.TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [tensors[0](weight, "weight"), tensors[0](np.array([-1, 1, 8, 8]), "shape")],
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    folder = tmp_path / "toy-onnx"
+    (folder / "decoder").mkdir(parents=True)
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opset, ir_version=10),
+        folder / "decoder/model.onnx",
+    )
+    manifest = Manifest(
+        format_version=bundles.FORMAT_VERSION,
+        name="toy-onnx",
+        created="2026-11-21T00:00:00Z",
+        family="vae",
+        config={},
+        loop=OneShot("decoder", image="image"),
+        precision="fp32",
+        parameters=256,
+        graphs=(DECODER,),
+        artifacts=(Artifact("decoder", "onnx", "decoder/model.onnx", ()),),
+        files=bundles.sums(folder),
+        quality={"elbo_nats": 31.5},
+    )
+    records.write(manifest, folder / bundles.MANIFEST)
+    return folder

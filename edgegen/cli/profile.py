@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def _files(jobs: list[Job], output: Path | None) -> list[Path]:
 
 def _stem(job: Job) -> str:
     """vae-int8-openvino-cpu."""
-    parts = Path(job.path).resolve().name, job.runtime, job.device.replace(":", "")
+    parts = os.path.basename(os.path.abspath(job.path)), job.runtime, job.device.replace(":", "")
     return "-".join(part for part in parts if part)
 
 

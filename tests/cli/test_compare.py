@@ -1,0 +1,127 @@
+"""`edgegen compare`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from edgegen import records
+from edgegen.cli import app
+from edgegen.errors import FormatError, GateError, NotComparableError, NotFoundError, UsageError
+from edgegen.spec import Request
+
+
+@pytest.fixture
+def compare():
+    """The command, run in this process; an error comes through as it was raised."""
+
+    def run(*args):
+        app(["compare", *map(str, args)], standalone_mode=False)
+
+    return run
+
+
+@pytest.fixture
+def files(make_profile, tmp_path):
+    """Three profiles: one, the same again, and one twice as fast."""
+    made = make_profile(), make_profile(1), make_profile(2, scale_ms=5.0, engine="openvino")
+    for name, profile in zip("abc", made, strict=True):
+        records.write(profile, tmp_path / f"{name}.json")
+    return [tmp_path / f"{name}.json" for name in "abc"]
+
+
+def test_the_table_says_what_is_faster_and_what_is_not(compare, files, capsys):
+    compare(*files)
+    out, err = capsys.readouterr()
+    assert "no difference detectable" in out
+    assert "x faster" in out
+    assert "not measured in turns" in err
+
+
+def test_a_folder_stands_for_the_profiles_in_it(compare, files, capsys):
+    compare(files[0].parent, "--json")
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 3
+
+
+def test_json_is_the_comparison(compare, files, capsys):
+    compare(*files, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema_version"] == 1
+    assert found["rows"][2]["ratios"]["p50"]["verdict"] == "faster"
+
+
+def test_markdown_goes_to_stdout(compare, files, capsys):
+    compare(*files, "--markdown")
+    assert capsys.readouterr().out.startswith("### vae\n\n|  | run ms |")
+
+
+def test_a_missed_gate_is_raised_after_the_table(compare, files, capsys):
+    with pytest.raises(GateError, match="p50<=-10% by toy fp32 onnxruntime cpu #2"):
+        compare(*files, "--gate", "p50<=-10%")
+    out = capsys.readouterr().out
+    assert "MISSED" in out
+    assert "met" in out
+
+
+def test_a_missed_gate_ends_with_4(files):
+    command = [sys.executable, "-m", "edgegen", "compare", *files, "--gate", "size<=1MB"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "error: 2 of 2 gates missed: size<=1MB" in done.stderr
+
+
+def test_gates_that_are_met_pass(compare, files):
+    compare(*files, "--gate", "p50<=+50%", "--gate", "peak_rss<=1GB")
+
+
+def test_a_report_is_written(compare, files, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="needs the report extra")
+    compare(*files, "--html", tmp_path / "report.html")
+    assert "<h2>VAE" in (tmp_path / "report.html").read_text()
+    assert f"wrote {tmp_path / 'report.html'}" in capsys.readouterr().err
+
+
+def test_two_things_for_stdout_are_refused(compare, files):
+    with pytest.raises(UsageError, match="--markdown and --json both"):
+        compare(*files, "--markdown", "--json")
+
+
+def test_a_folder_without_profiles_says_how_to_make_some(compare, tmp_path):
+    with pytest.raises(UsageError, match="no profiles in") as error:
+        compare(tmp_path)
+    assert "edgegen profile BUNDLE" in error.value.hint
+
+
+def test_a_broken_file_is_named(compare, files):
+    files[1].write_text("{")
+    with pytest.raises(FormatError, match=r"b\.json: not valid JSON"):
+        compare(*files)
+
+
+def test_a_newer_file_is_refused(compare, files):
+    files[1].write_text('{"schema_version": 2}')
+    with pytest.raises(FormatError, match=r"b\.json: schema_version 2, this EdgeGen reads up to 1"):
+        compare(*files)
+
+
+def test_a_file_that_is_not_there_is_named(compare, tmp_path):
+    with pytest.raises(NotFoundError, match=r"x\.json: no such file"):
+        compare(tmp_path / "x.json")
+
+
+def test_unlike_requests_are_refused_with_the_fix(compare, files, make_profile):
+    records.write(make_profile(request=Request(batch=8)), files[1])
+    with pytest.raises(NotComparableError, match=r"ran batch=8, .* ran batch=1") as error:
+        compare(*files)
+    assert error.value.hint == "profile both with the same --batch"
+
+
+@pytest.mark.parametrize(
+    ("gate", "hint"),
+    [("p50<5", "write METRIC<=+5%"), ("ttf<=+5%", "did you mean 'ttft'?")],
+)
+def test_a_bad_gate_is_a_usage_error_with_the_fix(compare, files, gate, hint):
+    with pytest.raises(UsageError, match=gate.partition("<")[0]) as error:
+        compare(*files, "--gate", gate)
+    assert error.value.hint.startswith(hint)

@@ -1,0 +1,76 @@
+"""Tables of text."""
+
+import pytest
+
+from edgegen import tables
+from edgegen.compare import compare
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [(0.01234, "0.0123"), (1.2, "1.20"), (12.345, "12.3"), (123.4, "123"), (12345.6, "12,346")],
+)
+def test_numbers_keep_three_digits_that_count(value, want):
+    assert tables.number(value) == want
+
+
+def test_text_shows_both_latencies_and_the_rest_one(make_profile):
+    text, _ = tables.table(compare([make_profile(tokens=3)]).rows)
+    images, _ = tables.table(compare([make_profile()]).rows)
+    assert text[1:3] == ["TTFT ms", "TPOT ms"]
+    assert images[1] == "run ms"
+    assert "tokens/s" in text
+    assert "images/s" in images
+
+
+def test_columns_nobody_fills_are_left_out(make_profile):
+    plain, _ = tables.table(compare([make_profile()]).rows)
+    full, rows = tables.table(compare([make_profile(energy_j=1.5, quality={"elbo": 3.0})]).rows)
+    assert set(full) - set(plain) == {"energy J", "elbo"}
+    assert rows[0][full.index("elbo")] == "3.00"
+    assert "run vs first" not in plain
+
+
+def test_the_others_are_put_against_the_first(make_profile):
+    rows = compare([make_profile(), make_profile(1, scale_ms=5.0, size_mb=1.0)]).rows
+    columns, cells = tables.table(rows)
+    versus, size = columns.index("run vs first"), columns.index("size MB")
+    assert cells[0][versus] == "the first"
+    assert "x faster (" in cells[1][versus]
+    assert cells[1][size] == "1.00 (-75%)"
+
+
+def test_a_missing_figure_is_a_dash(make_profile):
+    rows = compare([make_profile(), make_profile(1, peak_rss_mb=None)]).rows
+    columns, cells = tables.table(rows)
+    assert cells[1][columns.index("peak RSS MB")] == "-"
+
+
+def test_a_percentile_of_few_samples_is_starred_and_explained(make_profile):
+    few, many = compare([make_profile()]), compare([make_profile(repeats=64)])
+    assert tables.table(few.rows)[1][0][2].endswith("*")
+    assert tables.FEW in tables.footnotes(few)
+    assert not tables.table(many.rows)[1][0][2].endswith("*")
+    assert tables.footnotes(many) == []
+
+
+def test_flags_stand_under_the_table_with_the_name_of_their_row(make_profile):
+    notes = tables.footnotes(compare([make_profile(flags=("drift: up",))]))
+    assert "toy fp32 onnxruntime cpu: drift: up" in notes
+
+
+def test_markdown_is_a_table_a_family(make_profile):
+    profiles = [make_profile(), make_profile(1), make_profile(tokens=3)]
+    text = tables.markdown(compare(profiles, ["size<=+1%"]))
+    lines = text.splitlines()
+    assert [line for line in lines if line.startswith("#")] == ["### vae", "### gpt", "### gates"]
+    bars = [line.count("|") for line in lines if line.startswith("|")]
+    assert bars[:4] == [bars[0]] * 4
+    assert lines[3].startswith("| --- | ---: |")
+    assert text.endswith("\n")
+
+
+def test_a_name_cannot_break_out_of_markdown(make_profile):
+    text = tables.markdown(compare([make_profile(bundle="a|b<script>\n`x`")]))
+    row = next(line for line in text.splitlines() if "a\\|b" in line)
+    assert "\\<script\\> \\`x\\`" in row
