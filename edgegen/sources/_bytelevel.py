@@ -37,7 +37,7 @@ def byte_level(get: Callable[..., Any], place: str) -> bytes:
     """The byte-level BPE tokenizer of a GGUF file whose keys `get(key, default)` reads.
 
     Raises:
-        FormatError: there is no tokenizer in the file.
+        FormatError: there is no tokenizer in the file, or it is broken.
         UnsupportedError: it is of another kind, or cuts text in a way that is not known.
     """
     kind, cut = get("tokenizer.ggml.model"), get("tokenizer.ggml.pre", "default")
@@ -51,7 +51,12 @@ def byte_level(get: Callable[..., Any], place: str) -> bytes:
         raise UnsupportedError(
             f"{place}: pre-tokenizer {cut!r} is not known; known: {', '.join(CUTS)}", beside
         )
-    return _build(tokens, merges, cut, get).to_str().encode()
+    try:
+        return _build(tokens, merges, cut, get).to_str().encode()
+    except Exception as error:  # tokenizers raises no narrower type
+        raise FormatError(
+            f"{place}: the tokenizer in the file is broken: {error}", beside
+        ) from error
 
 
 def _build(tokens: list[str], merges: list[str], cut: str, get: Callable[..., Any]) -> Tokenizer:

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from edgegen.models import gpt
 
 CONFIG = gpt.Config(
-    vocab_size=260,
+    vocab_size=262,
     hidden_size=32,
     num_hidden_layers=2,
     intermediate_size=48,
@@ -20,7 +20,7 @@ CONFIG = gpt.Config(
 )
 LLAMA = {
     "model_type": "llama",
-    "vocab_size": 260,
+    "vocab_size": 262,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -52,11 +52,12 @@ def logits(net, ids):
 
 
 def make_tokenizer():
-    """Bytes, and four special tokens."""
+    """Bytes, four special tokens and two merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: number for number, character in enumerate(alphabet)}
     vocabulary |= {token: len(vocabulary) + i for i, token in enumerate(SPECIAL)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    vocabulary |= {"th": len(vocabulary), "the": len(vocabulary) + 1}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("t", "h"), ("th", "e")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(token, special=True) for token in SPECIAL])
