@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,7 +31,7 @@ from edgegen.bundle import (
 )
 from edgegen.devices import meters
 from edgegen.errors import NotFoundError, ParityError, UsageError
-from edgegen.exporters import PRECISIONS, export_graph, is_text
+from edgegen.exporters import PRECISIONS, is_text, quantize_graph, write_graph
 from edgegen.exporters._fixed import fix
 from edgegen.parity import cases, keep
 from edgegen.runtimes import deploy
@@ -37,6 +39,8 @@ from edgegen.runtimes.loops.oneshot import draw
 from edgegen.sources import Model, Part, open_source
 from edgegen.spec import Feed, GraphSpec
 from edgegen.verify import check_case
+
+Report = Callable[[str, int, int], None]
 
 # Which engine proves a format at export.
 ENGINE_OF = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
@@ -60,16 +64,17 @@ def export(
     output: Path | str,
     *,
     formats: Sequence[str] = ("onnx", "openvino"),
-    precision: str = "fp32",
+    precisions: Sequence[str] = ("fp32",),
     inputs: Sequence[str] = (),
     pixels: tuple[float, float] | None = None,
     static: Mapping[str, int] | None = None,
     data: str | None = None,
     group_size: int = 0,
-    report: Any = silent,
-) -> Bundle:
+    report: Report = silent,
+) -> list[Bundle]:
     """Export `source` to every one of `formats`, prove each on its engine, write the bundle.
 
+    One bundle a precision; where there are several, "-fp32", "-int8", ... is added to `output`.
     `static` fixes free dimensions. `data` names calibration images for int8 of conv nets, as for
     training. `group_size` 0 chooses from the channels.
 
@@ -78,32 +83,77 @@ def export(
         UnsupportedError: the module cannot be exported.
         ParityError: an engine does not compute the model within tolerance; nothing is written.
     """
-    _check_usage(formats, precision, group_size)
+    _check_usage(formats, precisions, group_size)
+    output = Path(output)
     meters.reset_peak()
-    report("read", 0, 1)
+    report("read the model", 0, 1)
     model = source if isinstance(source, Model) else open_source(source, inputs, pixels)
     if static:
         parts = fix(model.parts, static)
         model = model._replace(parts={name: Part(*part) for name, part in parts.items()})
-    calibration = _calibration(model, precision, data)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f"{output.name}.partial-", dir=output.parent
+    ) as scratch:
+        drawn = _draw(model, Path(scratch), formats, report)
+        report("compute the reference", 0, 1)
+        drawn = drawn._replace(golden=cases(dict(model.parts), model.loop, _prompt(model)))
+        return [
+            _bundle(
+                drawn, _name(output, precision, precisions), precision, data, group_size, report
+            )
+            for precision in precisions
+        ]
+
+
+class _Drawn(NamedTuple):
+    """A model, its graphs in fp32 in a folder, notes by (graph, format), and its parity cases."""
+
+    model: Model
+    folder: Path
+    formats: tuple[str, ...]
+    notes: dict[tuple[str, str], tuple[str, ...]]
+    golden: list[Case]
+
+
+def _name(output: Path, precision: str, precisions: Sequence[str]) -> Path:
+    return output if len(precisions) == 1 else output.with_name(f"{output.name}-{precision}")
+
+
+def _draw(model: Model, folder: Path, formats: Sequence[str], report: Report) -> _Drawn:
+    """Every graph in every format, once, in fp32: tracing is the slow part."""
+    notes = {}
+    for kind in formats:
+        for done, (name, (module, graph)) in enumerate(model.parts.items()):
+            report(f"export to {kind}", done, len(model.parts))
+            notes[name, kind] = write_graph(module, graph, folder, kind)
+        report(f"export to {kind}", len(model.parts), len(model.parts))
+    return _Drawn(model, folder, tuple(formats), notes, [])
+
+
+def _bundle(
+    drawn: _Drawn, output: Path, precision: str, data: str | None, group: int, report: Report
+) -> Bundle:
+    """One precision: copied, quantized, proved, renamed to `output`."""
+    model = drawn.model
     with records.whole(output) as part:
-        part.mkdir()
+        shutil.copytree(drawn.folder, part)
         for name, content in model.files.items():
             (part / name).write_bytes(content)
-        artifacts = tuple(
-            _artifacts(model, part, formats, precision, calibration, group_size, report)
-        )
-        golden = cases(dict(model.parts), model.loop, _prompt(model))
-        write_golden([case for case in golden if keep(case)], part / GOLDEN)
-        manifest = _manifest(model, Path(output).name, precision, artifacts)
-        rows = _prove(part, manifest, golden, report)
+        artifacts = tuple(_artifacts(drawn, part, precision, data, group, report))
+        write_golden([case for case in drawn.golden if keep(case)], part / GOLDEN)
+        manifest = _manifest(model, output.name, precision, artifacts)
+        rows = _prove(part, manifest, drawn.golden, report)
         _write_manifest(part, manifest, rows)
     return open_bundle(output)
 
 
-def _check_usage(formats: Sequence[str], precision: str, group_size: int) -> None:
-    if precision not in PRECISIONS:
-        raise UsageError(f"no precision {precision!r}", rooms.nearest(precision, PRECISIONS))
+def _check_usage(formats: Sequence[str], precisions: Sequence[str], group_size: int) -> None:
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UsageError(f"no precision {precision!r}", rooms.nearest(precision, PRECISIONS))
+    if not precisions:
+        raise UsageError("no precision to export at", "pass --precision fp32,int8")
     if not formats:
         raise UsageError("no format to export to", "pass --to onnx,openvino")
     have = rooms.names("edgegen.exporters")
@@ -115,29 +165,22 @@ def _check_usage(formats: Sequence[str], precision: str, group_size: int) -> Non
 
 
 def _artifacts(
-    model: Model,
-    folder: Path,
-    formats: Sequence[str],
-    precision: str,
-    calibration: Mapping[str, tuple[Sequence[Feed], str]],
-    group: int,
-    report: Any,
+    drawn: _Drawn, folder: Path, precision: str, data: str | None, group: int, report: Report
 ) -> Iterator[Artifact]:
-    total = len(formats) * len(model.parts)
-    done = 0
-    for kind in formats:
-        for name, (module, graph) in model.parts.items():
-            report(f"export {name} to {kind} {precision}", done, total)
-            feeds, note = calibration.get(name, ((), ""))
-            artifact = export_graph(
-                module, graph, folder, kind, precision=precision, calibration=feeds, group=group
+    calibration = _calibration(drawn.model, precision, data)
+    for kind in drawn.formats:
+        total = len(drawn.model.parts)
+        for done, (name, part) in enumerate(drawn.model.parts.items()):
+            report(f"{precision} in {kind}", done, total)
+            feeds, origin = calibration.get(name, ((), ""))
+            artifact = quantize_graph(
+                part.spec, folder, kind, precision=precision, calibration=feeds, group=group
             )
-            notes = (*artifact.notes, *([note] if note else []))
-            yield msgspec.structs.replace(artifact, notes=notes)
-            done += 1
-            report(f"export {name} to {kind} {precision}", done, total)
+            said = (*drawn.notes[name, kind], *artifact.notes, *([origin] if origin else []))
+            yield msgspec.structs.replace(artifact, notes=said)
+        report(f"{precision} in {kind}", total, total)
         exporter = rooms.load("edgegen.exporters", kind)
-        if hasattr(exporter, "finish") and "tokenizer.json" in model.files:
+        if hasattr(exporter, "finish") and "tokenizer.json" in drawn.model.files:
             exporter.finish(folder)
 
 
@@ -206,13 +249,13 @@ def _has_convolutions(module: Any) -> bool:
     return any(isinstance(m, torch.nn.modules.conv._ConvNd) for m in module.modules())
 
 
-def _prove(folder: Path, manifest: Manifest, golden: list[Case], report: Any) -> list[Drift]:
+def _prove(folder: Path, manifest: Manifest, golden: list[Case], report: Report) -> list[Drift]:
     """Every case on every engine of the bundle; raises on the first engine that is off."""
     _write_manifest(folder, manifest, [])
     rows: list[Drift] = []
     kinds = dict.fromkeys(artifact.format for artifact in manifest.artifacts)
     for kind in kinds:
-        what = f"verify on {ENGINE_OF[kind]}"
+        what = f"verify {manifest.precision} on {ENGINE_OF[kind]}"
         report(what, 0, len(golden))
         deployment = deploy(folder, ENGINE_OF[kind])
         try:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgegen.bundle import Case, Loop, Text
-from edgegen.runtimes.loops.autoregressive import pad_left
+from edgegen.errors import ParityError
+from edgegen.runtimes.loops.autoregressive import PastForward, pad_left
 from edgegen.runtimes.loops.oneshot import draw
-from edgegen.spec import Array, Feed, GraphSpec
-from edgegen.verify import DECODE, greedy
+from edgegen.spec import Array, Feed, GraphSpec, Operator
+from edgegen.verify import DECODE, contradictions, greedy
 
 # What a bundle keeps; larger cases (a cache filled to the last position) are checked at export.
 LARGEST_GOLDEN = 32_000_000
@@ -26,11 +27,11 @@ def cases(parts: Mapping[str, Any], loop: Loop, prompt: Sequence[int] = ()) -> l
     """
     found = []
     for name, (module, graph) in parts.items():
-        run = reference(module, graph)
+        session = Reference(module, graph)
         for case, feed in feeds(graph, prompt):
-            found.append(Case(name, case, dict(feed), run(feed)))
+            found.append(Case(name, case, dict(feed), session.run(feed)))
         if isinstance(loop, Text) and any(n == "past" for s in graph.inputs for n in s.shape):
-            found += _decode_cases(run, graph, loop, prompt)
+            found += _decode_cases(session, loop, prompt)
     return found
 
 
@@ -40,10 +41,22 @@ def keep(case: Case) -> bool:
     return sum(array.nbytes for array in tensors) <= LARGEST_GOLDEN
 
 
-def reference(module: Any, graph: GraphSpec) -> Any:
-    """A function from inputs to fp32 outputs: torch, or unoptimised ONNX Runtime for a file."""
-    if isinstance(module, Path):
-        return _onnx_reference(module)
+class Reference:
+    """A `Session` that is the model itself: torch in fp32, or the foreign file, unoptimised."""
+
+    def __init__(self, module: Any, graph: GraphSpec) -> None:
+        self.graph = graph
+        self.run = _onnx(module) if isinstance(module, Path) else _torch(module, graph)
+
+    def operators(self) -> tuple[Operator, ...]:
+        """Not timed."""
+        return ()
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def _torch(module: Any, graph: GraphSpec) -> Callable[[Feed], dict[str, Array]]:
     import torch
 
     def run(feed: Feed) -> dict[str, Array]:
@@ -55,7 +68,7 @@ def reference(module: Any, graph: GraphSpec) -> Any:
     return run
 
 
-def _onnx_reference(path: Path) -> Any:
+def _onnx(path: Path) -> Callable[[Feed], dict[str, Array]]:
     import onnxruntime as ort
 
     config = ort.SessionOptions()
@@ -118,32 +131,24 @@ def _as_text(feed: dict[str, Array], *, padded: bool) -> dict[str, Array]:
     return feed | {"attention_mask": mask, "position_ids": positions}
 
 
-def _decode_cases(run: Any, graph: GraphSpec, loop: Text, prompt: Sequence[int]) -> Iterator[Case]:
-    """Greedy tokens by torch, alone and as a batch of two whose second prompt is shorter."""
+def _decode_cases(session: Reference, loop: Text, prompt: Sequence[int]) -> Iterator[Case]:
+    """Greedy tokens of the reference, alone and as a batch of two whose second prompt is shorter.
+
+    Raises:
+        ParityError: its own cached decode is not its own full forward.
+    """
     rng = np.random.default_rng(1)
     ids = [int(i) for i in prompt or rng.integers(0, loop.vocab_size, 8)]
     ids = ids[: max(2, loop.max_positions // 2)]
     count = min(DECODE_TOKENS, loop.max_positions - len(ids))
-    for name, prompts in ((f"{DECODE}-one", (ids,)), (f"{DECODE}-two", (ids, ids[1:]))):
+    for name, prompts in ((f"{DECODE}-one", [ids]), (f"{DECODE}-two", [ids, ids[1:]])):
         padded, mask = pad_left(tuple(map(tuple, prompts)))
+        tokens = greedy(PastForward(session), padded, mask, count)
+        if off := contradictions(session, padded, mask, tokens, 1e-3):
+            raise ParityError(
+                f"{off} of {tokens.size} tokens decoded through the cache are not those of the "
+                "full forward, in torch itself",
+                "the module computes something else with a cache: mend it before exporting",
+            )
         inputs = {"input_ids": padded, "attention_mask": mask}
-        tokens = greedy(_Full(run, graph), padded, mask, count)
-        yield Case(graph.name, name, inputs, {"tokens": tokens})
-
-
-class _Full:
-    """A `CachedForward` that keeps no cache: every step is a full forward over all ids so far."""
-
-    def __init__(self, run: Any, graph: GraphSpec) -> None:
-        self._run, self._graph = run, graph
-
-    def __call__(
-        self, input_ids: Array, attention_mask: Array, position_ids: Array, *, fresh: bool
-    ) -> Array:
-        self._ids = input_ids if fresh else np.concatenate([self._ids, input_ids], axis=1)
-        batch, length = self._ids.shape
-        sizes = {"batch": batch, "seq": length, "past": 0, "past+seq": length}
-        feed = draw(self._graph, sizes, np.random.default_rng(0), {"input_ids": self._ids})
-        feed["attention_mask"] = attention_mask
-        feed["position_ids"] = np.maximum(attention_mask.cumsum(1) - 1, 0)
-        return np.asarray(self._run(feed)["logits"][:, -1])
+        yield Case(session.graph.name, name, inputs, {"tokens": tokens})

@@ -24,41 +24,52 @@ from edgegen.bundle import Artifact
 from edgegen.errors import EdgeGenError, UnsupportedError
 from edgegen.spec import Array, Feed, GraphSpec
 
+ROOM = "edgegen.exporters"
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 GROUP_SIZES = (32, 16)  # small groups: compact models lose most to a coarse scale
 
 
-def export_graph(
-    module: Any,
+def write_graph(module: Any, graph: GraphSpec, folder: Path, kind: str) -> tuple[str, ...]:
+    """Write one graph in one format at fp32 under `folder`; notes.
+
+    `module` is a torch module in eval mode, its arguments in the order of `graph.inputs`, or the
+    path of an ONNX file.
+
+    Raises:
+        UnsupportedError: the module cannot be exported; the operator and the line are named.
+    """
+    path = file_of(folder, graph.name, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return tuple(rooms.load(ROOM, kind).write(module, graph, path))
+    except (EdgeGenError, OSError):
+        raise
+    except Exception as error:  # torch.export alone raises dozens of unrelated types
+        raise explain(error, kind, graph.name) from error
+
+
+def quantize_graph(
     graph: GraphSpec,
     folder: Path,
     kind: str,
     *,
-    precision: str = "fp32",
+    precision: str,
     calibration: Sequence[Feed] = (),
     group: int = 0,
 ) -> Artifact:
-    """Write one graph in one format under `folder` and say what each layer became.
+    """Bring a written graph to `precision`, in place, and say what each layer became.
 
-    `module` is a torch module in eval mode, its arguments in the order of `graph.inputs`, or the
-    path of an ONNX file. With `calibration` data int8 is static (weights and activations); without
-    it, int8 and int4 quantize weights only.
+    With `calibration` data int8 is static (weights and activations); without it, int8 and int4
+    quantize weights only.
 
     Raises:
-        UnsupportedError: the module cannot be exported, or no layer can take `precision`.
+        UnsupportedError: no layer can take `precision`.
     """
-    exporter = rooms.load("edgegen.exporters", kind)
-    place = folder if graph.name == "model" else folder / graph.name
-    place.mkdir(parents=True, exist_ok=True)
-    path = place / exporter.FILE
-    try:
-        notes = exporter.write(module, graph, path)
-    except EdgeGenError:
-        raise
-    except Exception as error:  # torch.export alone raises dozens of unrelated types
-        raise explain(error, kind, graph.name) from error
+    exporter = rooms.load(ROOM, kind)
+    path = file_of(folder, graph.name, kind)
+    notes: tuple[str, ...] = ()
     if precision != "fp32":
-        notes += exporter.quantize(path, graph, precision, calibration, group)
+        notes = exporter.quantize(path, graph, precision, calibration, group)
     layers = exporter.ledger(path)
     if precision != "fp32" and all(layer.precision == "fp32" for layer in layers):
         raise UnsupportedError(
@@ -66,6 +77,12 @@ def export_graph(
             "export at --precision fp32, fp16 or int8",
         )
     return Artifact(graph.name, kind, path.relative_to(folder).as_posix(), layers, notes)
+
+
+def file_of(folder: Path, graph: str, kind: str) -> Path:
+    """Where a graph lies in a bundle: "model" at the top, any other in a folder of its name."""
+    name = rooms.load(ROOM, kind).FILE
+    return folder / name if graph == "model" else folder / graph / name
 
 
 def example(graph: GraphSpec) -> dict[str, Array]:

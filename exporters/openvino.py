@@ -181,6 +181,19 @@ def _behind_angles(model: Any) -> list[Any]:
     ]
 
 
+def finish(folder: Path) -> None:
+    """Beside a text graph, the tokenizer as OpenVINO graphs: what openvino_genai looks for."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        from openvino_tokenizers import convert_tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        pair = convert_tokenizer(tokenizer, with_detokenizer=True)
+    for name, model in zip(("tokenizer", "detokenizer"), pair, strict=True):
+        ov.save_model(model, folder / f"openvino_{name}.xml", compress_to_fp16=False)
+
+
 def _read(path: Path) -> Any:
     """The model with its weights in memory: a mapped file cannot be written over."""
     core = ov.Core()

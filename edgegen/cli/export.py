@@ -14,7 +14,7 @@ def export(
     ),
     output: str = typer.Option(..., "-o", "--output", help="Folder of the bundle."),
     to: str = typer.Option("onnx,openvino", "--to", help="Formats: onnx, openvino, torch."),
-    precision: str = typer.Option("fp32", help="fp32, fp16, int8 or int4."),
+    precision: str = typer.Option("fp32", help="fp32, fp16, int8, int4; several: fp32,int8."),
     input: list[str] = typer.Option(
         [],
         "--input",
@@ -31,11 +31,11 @@ def export(
     from edgegen.export import export as run
 
     with _terminal.progress(quiet) as report:
-        bundle = run(
+        bundles = run(
             source,
             output,
             formats=[name for name in to.split(",") if name],
-            precision=precision,
+            precisions=[name for name in precision.split(",") if name],
             inputs=input,
             pixels=_pixels(pixels),
             static=_sizes(static),
@@ -44,9 +44,11 @@ def export(
             report=report,
         )
     if json:
-        _terminal.print_json(bundle.manifest)
+        manifests = [bundle.manifest for bundle in bundles]
+        _terminal.print_json(manifests if len(manifests) > 1 else manifests[0])
         return
-    _print(bundle)
+    for bundle in bundles:
+        _print(bundle)
 
 
 def _pixels(text: str) -> tuple[float, float] | None:
