@@ -13,7 +13,7 @@ import msgspec
 import psutil
 
 from edgegen import __version__, rooms
-from edgegen.bundle import Bundle, open_bundle
+from edgegen.bundle import Bundle, Drift, open_bundle
 from edgegen.errors import NotFoundError
 from edgegen.profile import SCHEMA_VERSION, Profile
 from edgegen.spec import Operator, Options
@@ -84,6 +84,7 @@ def measure(job: Job, report: Report = silent) -> Profile:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         peak_rss_mb=peak_rss_mb,
         operators=_operators(job, report) if job.operators else (),
+        drifts=_drifts(bundle, deployment.engine, job, report) if job.verify else (),
         quality=bundle.manifest.quality,
         environment=environment | clocks | {"peak_rss_source": peak_source},
     )
@@ -145,6 +146,15 @@ def _operators(job: Job, report: Report) -> tuple[Operator, ...]:
     finally:
         deployment.close()
         report("operators", 1, 1)
+
+
+def _drifts(bundle: Bundle, engine: str, job: Job, report: Report) -> tuple[Drift, ...]:
+    from edgegen.verify import verify
+
+    report("golden data", 0, 1)
+    found = tuple(verify(bundle, engine, job.device, job.options))
+    report("golden data", 1, 1)
+    return found
 
 
 def by_kind(nodes: list[Operator]) -> tuple[Operator, ...]:

@@ -31,6 +31,7 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     repeats: int
     first: int = 0
     operators: bool = True
+    verify: bool = False
 
 
 def request_for(

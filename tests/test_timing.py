@@ -65,6 +65,13 @@ def test_operators_are_the_engine_s_own(image_bundle):
     assert timing.measure(job(image_bundle, operators=False)).operators == ()
 
 
+def test_golden_data_is_run_when_asked_for(image_bundle):
+    drifts = timing.measure(job(image_bundle, verify=True)).drifts
+    assert {d.graph for d in drifts} == {"decoder", "encoder"}
+    assert all(d.ok and d.max_abs_error == 0 for d in drifts)
+    assert timing.measure(job(image_bundle)).drifts == ()
+
+
 def test_progress_covers_warm_up_and_repeats(image_bundle):
     said = []
     timing.measure(job(image_bundle), lambda *line: said.append(line))

@@ -31,6 +31,7 @@ def profile(
     seed: int = typer.Option(0, help="Of the prompts or latents; a new one each repeat."),
     provider: list[str] = typer.Option([], help="KEY=VALUE for the engine."),
     allow_fallback: bool = typer.Option(False, help="Let operators run on another device."),
+    verify: bool = typer.Option(False, "--verify", help="Run the golden data too; keep the drift."),
     timeout: float = typer.Option(1800.0, help="Seconds a process may take."),
     output: Path = typer.Option(None, "-o", "--output", help="FILE, or for several a folder."),
     json: bool = typer.Option(False, "--json", help="Print the profile as JSON."),
@@ -58,6 +59,7 @@ def profile(
             repeats=repeats,
             provider=dict(_pairs("--provider", provider)),
             allow_fallback=allow_fallback,
+            verify=verify,
         )
         for path in bundles
         for engine in runtime.split(",")
@@ -93,19 +95,20 @@ def _number(option: str, text: str) -> int:
 
 def _files(jobs: list[Job], output: Path | None) -> list[Path]:
     """Where each profile goes; none when it is only printed. Checked before the long work."""
+    from edgegen import records
+
     if output is None:
         return []
     if len(jobs) == 1 and not output.is_dir():
-        return [output]
+        return [records.target(output)]
     if output.exists() and not output.is_dir():
-        raise UsageError(
-            f"-o {output} is a file, but there are {len(jobs)} profiles", "give a folder"
-        )
+        several = f"-o {output} is a file, but there are {len(jobs)} profiles"
+        raise UsageError(several, "give a folder")
     stems = [_stem(job) for job in jobs]
     for stem in stems:
         if stems.count(stem) > 1:
             raise UsageError(f"two profiles would be {output / stem}.json", "rename one bundle")
-    return [output / f"{stem}.json" for stem in stems]
+    return [records.target(output / f"{stem}.json") for stem in stems]
 
 
 def _stem(job: Job) -> str:

@@ -58,8 +58,8 @@ def test_several_are_measured_in_turns_into_a_folder(profile, engine, onnx_bundl
     profile(other, onnx_bundle, "--runtime", "onnxruntime", "--repeats", 5, "-o", tmp_path / "p")
     found = sorted((tmp_path / "p").iterdir())
     assert [file.name for file in found] == [
-        "copy-onnxruntime-cpu.json",
         "other-onnxruntime-cpu.json",
+        "toy-onnx-onnxruntime-cpu.json",
     ]
     one, two = map(profiles_on_disk.read, found)
     assert one.block == two.block != ""
@@ -111,6 +111,11 @@ def test_several_profiles_do_not_fit_into_a_file(profile, image_bundle, tmp_path
         profile(image_bundle, image_bundle, "-o", tmp_path / "p.json")
     with pytest.raises(UsageError, match="two profiles would be"):
         profile(image_bundle, image_bundle, "-o", tmp_path / "new")
+
+
+def test_a_place_nothing_can_be_written_to_is_refused_before_the_work(profile, image_bundle):
+    with pytest.raises(UsageError, match="/dev/null: neither a file nor a folder"):
+        profile(image_bundle, "-o", "/dev/null")
 
 
 @pytest.mark.slow
