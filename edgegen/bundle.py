@@ -261,11 +261,11 @@ def read_golden(bundle: Bundle) -> list[Case]:
     path = bundle.path / GOLDEN
     cases: dict[tuple[str, str], Case] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             for key in file.files:
                 graph, name, side, tensor = key.split("/", 3)
                 case = cases.setdefault((graph, name), Case(graph, name, {}, {}))
                 (case.inputs if side == "in" else case.outputs)[tensor] = file[key]
-    except (OSError, ValueError, EOFError, BadZipFile, AttributeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
         raise FormatError(f"{path}: no golden data: {error}", "export the bundle again") from error
     return list(cases.values())
