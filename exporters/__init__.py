@@ -92,7 +92,7 @@ def example(graph: GraphSpec) -> dict[str, Array]:
     sizes = {n: min(size, graph.limits.get(n, size)) for size, n in enumerate(names, start=2)}
     sizes |= {n: sum(sizes[part] for part in n.split("+")) for n in names if "+" in n}
     rng = np.random.default_rng(0)
-    feed = {}
+    feed: dict[str, Array] = {}
     for spec in graph.inputs:
         shape = [sizes[n] if isinstance(n, str) else n for n in spec.shape]
         if np.dtype(spec.dtype).kind in "iub":

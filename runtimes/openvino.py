@@ -183,7 +183,7 @@ class OvSession:
                 "position_ids": position_ids,
             }
         )
-        return self._request.get_tensor("logits").data[:, -1].copy()
+        return np.array(self._request.get_tensor("logits").data[:, -1])
 
     def _load_cache(self, inputs: Feed) -> None:
         self._request.reset_state()

@@ -80,12 +80,12 @@ class TorchSession:
         if self._profiler:
             self._profiler.start()
 
-    @torch.inference_mode()
     def run(self, inputs: Feed) -> dict[str, Array]:
         """The graph's outputs by name; returns when the device has finished."""
         self.graph.check(inputs)
         tensors = [torch.from_numpy(inputs[s.name]).to(self._place) for s in self.graph.inputs]
-        out = self._module(*tensors)
+        with torch.inference_mode():
+            out = self._module(*tensors)
         values = out if isinstance(out, tuple) else (out,)
         return {
             spec.name: value.cpu().numpy()
