@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,17 +87,16 @@ def export(
     """
     _check_usage(formats, precisions, group_size)
     output = Path(output)
+    for precision in precisions:
+        records.target(_name(output, precision, precisions))  # not after minutes of tracing
     meters.reset_peak()
     report("read the model", 0, 1)
     model = source if isinstance(source, Model) else open_source(source, inputs, pixels)
     if static:
         parts = fix(model.parts, static)
         model = model._replace(parts={name: Part(*part) for name, part in parts.items()})
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f"{output.name}.partial-", dir=output.parent
-    ) as scratch:
-        drawn = _draw(model, Path(scratch), formats, report)
+    with _scratch(output) as scratch:
+        drawn = _draw(model, scratch, formats, report)
         report("compute the reference", 0, 1)
         drawn = drawn._replace(golden=cases(dict(model.parts), model.loop, _prompt(model)))
         return [
@@ -118,6 +119,23 @@ class _Drawn(NamedTuple):
 
 def _name(output: Path, precision: str, precisions: Sequence[str]) -> Path:
     return output if len(precisions) == 1 else output.with_name(f"{output.name}-{precision}")
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """A folder beside `output` for as long as the block runs; a killed run's is removed, too.
+
+    Not `output.partial-*`: those are cleared whenever a bundle is written.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(f"{output.name}.graphs")
+    records.recover(beside)
+    with tempfile.TemporaryDirectory(
+        prefix=f"{beside.name}.partial-", suffix=f"-{os.getpid()}", dir=output.parent
+    ) as folder:
+        graphs = Path(folder) / "graphs"  # not `folder` itself, whose mode 0700 bundles would get
+        graphs.mkdir()
+        yield graphs
 
 
 def _draw(model: Model, folder: Path, formats: Sequence[str], report: Report) -> _Drawn:

@@ -37,7 +37,9 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> T
     if options.threads:
         torch.set_num_threads(options.threads)
     place = _place(device)
-    return TorchSession(load_program(path).module().to(place), graph, place, options.profile)
+    # Without its guards: torch assumes sizes of 2 and more, the spec has the true limits.
+    module = load_program(path).module(check_guards=False).to(place)
+    return TorchSession(module, graph, place, options.profile)
 
 
 def load_program(path: Path) -> Any:
