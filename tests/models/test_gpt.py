@@ -195,7 +195,7 @@ SHAPES = [(1, 1, 0, 0), (2, 1, 0, 0), (2, 7, 0, 3), (2, 1, 5, 2), (1, 4, 3, 0)]
 
 
 @pytest.mark.slow
-@STYLES
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 # torch says so for every axis after the first that has a name: the name is what was meant.
 @pytest.mark.filterwarnings("ignore:# The axis name. .* will not be used:UserWarning")
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # torch in torch
