@@ -37,6 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # drawing help with rich takes longer than all the rest of it
 )
 for _name in COMMANDS:
     app.command(_name)(getattr(importlib.import_module(f"edgegen.cli.{_name}"), _name))

@@ -23,12 +23,14 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], title:
     """A table on stdout; numbers should come formatted, with their unit in the column name."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # a plain string would lose its [brackets], taken for markup
 
-    table = Table(title=title or None, title_justify="left", pad_edge=False)
+    heading = Text(title) if title else None
+    table = Table(title=heading, title_justify="left", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     # A pipe has no width: never fold what another program is going to read.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 

@@ -20,7 +20,7 @@ def devices(
         False, "--doctor", help="Look for what is wrong with this installation, and how to mend it."
     ),
 ) -> None:
-    """Show this machine's devices and which engine can use which."""
+    """Show this machine's devices and which engine can use them."""
     if doctor:
         from edgegen.doctor import diagnose
 

@@ -24,7 +24,10 @@ def inspect(
     layers: bool = typer.Option(False, "--layers", help="Every layer, not only their sums."),
     json: bool = typer.Option(False, "--json", help="Print the record as JSON."),
 ) -> None:
-    """Show graphs, shapes, parameters, MACs, size by precision and the ledger."""
+    """Show what is in a bundle, checkpoint or ONNX file.
+
+    Graphs, shapes, parameters, MACs, size by precision, and what each layer became.
+    """
     from edgegen.inspect import inspect as look
 
     found = look(path, dict(map(_size, size)))

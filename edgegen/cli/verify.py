@@ -22,7 +22,10 @@ def verify(
     json: bool = typer.Option(False, "--json", help="Print the record as JSON."),
     quiet: bool = typer.Option(False, "-q", "--quiet", help="No progress."),
 ) -> None:
-    """Check every file's sha256, then the golden data on the engines: the table of drift."""
+    """Prove that a bundle is whole and computes here what it should.
+
+    First the sha256 of every file, then the golden data on the engines: the table of drift.
+    """
     from edgegen.proof import demand, prove
 
     with _terminal.progress(quiet) as report:
