@@ -120,6 +120,7 @@ def test_a_net_that_knows_nothing_loses_the_log_of_the_vocabulary():
     assert found["bits_per_token"].item() == pytest.approx(math.log2(61))
 
 
+@pytest.mark.slow
 @STYLES
 def test_training_learns_a_sequence_by_heart(config):
     torch.manual_seed(0)
