@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 from onnx import checker, shape_inference
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
@@ -16,7 +17,9 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from edgegen import onnxfile
 from edgegen.bundle import OneShot
 from edgegen.errors import FormatError, NotFoundError, UnsupportedError, UsageError
+from edgegen.rooms import nearest
 from edgegen.sources import Model, Part
+from edgegen.sources._inputs import parse_inputs
 from edgegen.spec import GraphSpec, TensorSpec
 
 OLDEST, NEWEST = 9, 25
@@ -29,11 +32,13 @@ def read(
 ) -> Model:
     """The file as one graph that is run once; with `pixels` its picture-shaped output is an image.
 
+    `inputs` give the values an input may have, and limits of free dimensions; not its shape.
+
     Raises:
         FormatError: truncated, not ONNX, or not valid.
         NotFoundError: a file its weights lie in is missing.
         UnsupportedError: an opset, an input or an output that engines here cannot take.
-        UsageError: `pixels`, but no one output is an image.
+        UsageError: `inputs` that are not the file's; `pixels`, but no one output is an image.
     """
     path = Path(source)
     model = onnxfile.load(path)
@@ -45,7 +50,7 @@ def read(
         )
     for tensor in _tensors(model.graph):
         _check_external(tensor, path)
-    graph = _graph(model, path)
+    graph = _bounded(_graph(model, path), inputs, path)
     _check(path)
     image = _image(graph, pixels, path)
     loop = OneShot("model", image=image, pixels=pixels or (0.0, 1.0))
@@ -117,6 +122,24 @@ def _graph(model: Any, path: Path) -> GraphSpec:
     known = {n.replace(" ", "") for spec in inputs for n in spec.shape if isinstance(n, str)}
     named = tuple(_named(spec, known, "") for spec in inputs)
     return GraphSpec("model", named, tuple(_named(o, known, f"{o.name}_") for o in outputs))
+
+
+def _bounded(graph: GraphSpec, texts: Sequence[str], path: Path) -> GraphSpec:
+    """The spec with the ranges and limits of `--input`: a file says neither."""
+    given, limits = parse_inputs(texts)
+    mine = {spec.name: spec for spec in graph.inputs}
+    for spec in given:
+        if spec.name not in mine:
+            raise UsageError(f"{path}: no input {spec.name!r}", nearest(spec.name, mine))
+        found = mine[spec.name]
+        if (spec.dtype, spec.shape) != (found.dtype, found.shape):
+            wanted = f"{spec.name}:{found.dtype}[{','.join(map(str, found.shape))}]@LOW..HIGH"
+            raise UsageError(
+                f"{path}: --input {spec.name} is of another type or shape than the file's input",
+                f"write it as the file has it: --input '{wanted}'",
+            )
+        mine[spec.name] = spec
+    return msgspec.structs.replace(graph, inputs=tuple(mine.values()), limits=limits)
 
 
 def _has_shape(value: Any) -> bool:

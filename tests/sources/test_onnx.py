@@ -179,6 +179,17 @@ def test_an_output_is_an_image_only_for_one_who_knows_its_range(tmp_path):
     assert error.value.hint == "leave --pixels out"
 
 
+def test_ranges_and_limits_may_be_given_but_not_another_shape(tmp_path):
+    path = matmul(tmp_path / "tiny.onnx")
+    _, spec = open_source(path, ["x:float32[batch<=8,3]@0.1..2"]).parts["model"]
+    assert (spec.inputs[0].low, spec.inputs[0].high, spec.limits) == (0.1, 2, {"batch": 8})
+    with pytest.raises(UsageError, match="another type or shape than the file's") as error:
+        open_source(path, ["x:float32[batch,4]"])
+    assert "--input 'x:float32[batch,3]@LOW..HIGH'" in error.value.hint
+    with pytest.raises(UsageError, match="no input 'z'"):
+        open_source(path, ["z:float32[batch,4]"])
+
+
 def test_the_terrain_unet_goes_in():
     spec = find_spec("terrain_diffusion")
     if spec is None or spec.origin is None:

@@ -84,7 +84,7 @@ def test_a_config_that_is_not_json_is_named(tmp_path):
 
 
 def test_input_and_pixels_belong_to_what_does_not_say_them_itself(folder):
-    with pytest.raises(UsageError, match="--input describes a module, this is of kind huggingface"):
+    with pytest.raises(UsageError, match="--input describes a module or an ONNX file"):
         sources.open_source(str(folder), inputs=["x:float32[1]"])
     with pytest.raises(UsageError, match="--pixels describes a module or an ONNX file") as error:
         sources.open_source(str(folder), pixels=(0, 1))
