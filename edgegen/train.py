@@ -63,6 +63,7 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True):
     device: str
     precision: str
     processes: int
+    threads: int
     torch: str
     losses: dict[str, float]
     validation: dict[str, float]
@@ -102,8 +103,9 @@ def train(
         trainer = Trainer(module, material, plan, recipe, workers)
         _begin(trainer, output, options.resume, note)
         try:
-            _go_on(trainer, output, options.every, report, note)
-            return _finish(trainer, output)
+            with trainer.threads():
+                _go_on(trainer, output, options.every, report, note)
+                return _finish(trainer, output)
         except BaseException:
             if workers.rank == 0 and not resume.begun(output):
                 resume.forget(output)  # pictures alone: nothing to go on from
@@ -255,6 +257,7 @@ def _run(trainer: Trainer) -> Run:
         device=torch.cuda.get_device_name(workers.device) if gpu else "cpu",
         precision=workers.precision,
         processes=plan.processes,
+        threads=torch.get_num_threads(),
         torch=str(torch.__version__),
         losses=trainer.curve[-1] if trainer.curve else {},
         validation=trainer.validate(),

@@ -5,14 +5,17 @@ What is random in step n follows from the seed and n alone.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import torch
 from msgspec import Struct
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgegen import batches
 from edgegen.batches import Material
@@ -21,6 +24,7 @@ from edgegen.resume import Plan
 from edgegen.workers import Workers
 
 GRID = 64  # sample images
+SMALL_FLOPS = 1e9  # a step below this takes milliseconds: sharing it out costs more than it gains
 
 
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,6 +118,29 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
         self.scaler.step(optimizer)
         return {name: value.detach() for name, value in losses.items()}
+
+    def flops(self) -> int:
+        """Floating-point operations of the forward passes of one step."""
+        self.net.eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as count:
+            for phase in self.phases:
+                self.module.loss(self.net, self._batch(), phase, self._generator())
+        return int(count.get_total_flops())
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[int]:
+        """All of torch's threads in the block, or only one where a step is small.
+
+        Threads that spin while they wait for each other make small steps many times slower as
+        soon as the machine has something else to do.
+        """
+        before = torch.get_num_threads()
+        wanted = before if self.flops() > SMALL_FLOPS else 1
+        torch.set_num_threads(wanted)
+        try:
+            yield wanted
+        finally:
+            torch.set_num_threads(before)
 
     def validate(self) -> dict[str, float]:
         """The mean of every loss over the held-out data, with noise that is always the same."""

@@ -19,15 +19,6 @@ SMALL = {"width": 4, "latent": 3}
 QUICK = Options(steps=6, batch=8, every=2, config=SMALL)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Many threads on few cores mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def change(options=QUICK, **fields):
     return msgspec.structs.replace(options, **fields)
 
@@ -97,6 +88,12 @@ def test_training_does_not_touch_the_callers_random_numbers(tmp_path):
     torch.manual_seed(5)
     train("vae", "digits", tmp_path / "out", QUICK)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_small_steps_keep_to_one_thread_and_the_callers_number_comes_back(tmp_path):
+    before = torch.get_num_threads()
+    assert train("vae", "digits", tmp_path / "out", QUICK).threads == 1
+    assert torch.get_num_threads() == before
 
 
 def test_text_is_trained_by_the_same_loop(tmp_path, book):
@@ -254,7 +251,6 @@ def test_an_unknown_device_is_named(tmp_path):
         train("vae", "digits", tmp_path / "out", change(device="npu"))
 
 
-ALONE = os.environ | {"OMP_NUM_THREADS": "1"}  # many threads on few cores mostly wait
 COMMAND = ["train", "gan", "--data", "digits", "--steps", "220", "--batch", "8"]
 COMMAND = [sys.executable, "-m", "edgegen", *COMMAND, "--config", "width=4", "--seed", "3"]
 
@@ -262,10 +258,8 @@ COMMAND = [sys.executable, "-m", "edgegen", *COMMAND, "--config", "width=4", "--
 @pytest.mark.slow
 def test_a_run_killed_by_sigkill_and_resumed_ends_in_the_same_bytes(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    subprocess.run([*COMMAND, "-o", whole], env=ALONE, check=True, capture_output=True)
-    with subprocess.Popen(
-        [*COMMAND, "-o", cut], env=ALONE, stderr=subprocess.PIPE, text=True
-    ) as victim:
+    subprocess.run([*COMMAND, "-o", whole], check=True, capture_output=True)
+    with subprocess.Popen([*COMMAND, "-o", cut], stderr=subprocess.PIPE, text=True) as victim:
         for line in victim.stderr:
             if line.startswith("step 100"):
                 while not (tmp_path / "cut.training" / "state" / "progress.json").exists():
@@ -275,7 +269,7 @@ def test_a_run_killed_by_sigkill_and_resumed_ends_in_the_same_bytes(tmp_path):
     assert victim.returncode == -signal.SIGKILL
     assert not cut.exists()
     resumed = subprocess.run(
-        [*COMMAND, "-o", cut, "--resume"], env=ALONE, check=True, capture_output=True, text=True
+        [*COMMAND, "-o", cut, "--resume"], check=True, capture_output=True, text=True
     )
     assert "resuming after step" in resumed.stderr
     assert weights(cut) == weights(whole)
@@ -287,7 +281,7 @@ def test_two_processes_train_one_model(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m"]
     command = [*COMMAND[2:], "-o", tmp_path / "out", "--device", "cpu"]
     command[command.index("220")] = "20"
-    done = subprocess.run([*launch, *command], env=ALONE, capture_output=True, text=True)
+    done = subprocess.run([*launch, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (entry,) = checkpoint.load(tmp_path / "out").history
     assert (entry["processes"], entry["steps"]) == (2, 20)

@@ -25,9 +25,9 @@ from edgegen.errors import UsageError
 from edgegen.spec import GraphSpec, TensorSpec
 
 TRAINING: dict[str, Any] = {
-    "steps": 1000,
+    "steps": 1500,
     "batch": 64,
-    "lr": 1e-3,
+    "lr": 2e-3,
     "betas": (0.5, 0.99),
     "weight_decay": 0.0,
 }
@@ -39,7 +39,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     image_size: Annotated[int, Meta(ge=4, le=1024)] = 8
     channels: Annotated[int, Meta(ge=1, le=64)] = 1
     width: Annotated[int, Meta(ge=1, le=1024)] = 32
-    latent: Annotated[int, Meta(ge=1, le=65536)] = 32
+    latent: Annotated[int, Meta(ge=1, le=65536)] = 16
     loss: Literal["non-saturating", "wgan-gp"] = "non-saturating"
     spectral_norm: bool = False
     penalty: Annotated[float, Meta(ge=0, le=1e6)] = 10.0

@@ -20,7 +20,7 @@ from edgegen.errors import UsageError
 from edgegen.spec import GraphSpec, TensorSpec
 
 TRAINING: dict[str, Any] = {
-    "steps": 600,
+    "steps": 500,
     "batch": 128,
     "lr": 3e-3,
     "betas": (0.9, 0.99),
@@ -36,7 +36,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     width: Annotated[int, Meta(ge=1, le=1024)] = 32
     latent: Annotated[int, Meta(ge=1, le=65536)] = 16
     beta: Annotated[float, Meta(ge=0, le=1e6)] = 1.0
-    likelihood: Literal["bernoulli", "gaussian"] = "bernoulli"
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
 
 
 def widths(config: Config) -> list[int]:

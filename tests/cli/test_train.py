@@ -1,11 +1,9 @@
 import json
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
-import torch
 
 from edgegen.cli import main
 
@@ -16,7 +14,6 @@ VAE = ["vae", "--data", "digits", *SMALL]
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Run `edgegen train ...`: (exit code, stdout, stderr)."""
-    torch.set_num_threads(1)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["edgegen", "train", *map(str, arguments)])
@@ -71,8 +68,7 @@ def test_ctrl_c_is_one_line_and_the_old_checkpoint_stays(command, tmp_path):
     before = (tmp_path / "vae" / "model.safetensors").read_bytes()
     again = [sys.executable, "-m", "edgegen", "train", "vae", "--data", "digits", "--batch", "8"]
     again += ["--steps", "100000", "--config", "width=4", "-o", tmp_path / "vae"]
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(again, env=alone, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(again, stderr=subprocess.PIPE, text=True) as run:
         for line in run.stderr:
             if line.startswith("step 200 "):  # the state of step 100 is there
                 run.send_signal(signal.SIGINT)
@@ -89,8 +85,7 @@ def test_ctrl_c_is_one_line_and_the_old_checkpoint_stays(command, tmp_path):
 def test_a_full_disk_is_two_lines_and_leaves_nothing(tmp_path):
     train = [sys.executable, "-m", "edgegen", "train", *VAE, "-o", str(tmp_path / "vae")]
     limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *train]  # 4 blocks of 1 kB a file
-    alone = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(limited, env=alone, capture_output=True, text=True)
+    done = subprocess.run(limited, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     first, second = done.stderr.splitlines()[-2:]

@@ -58,7 +58,7 @@ def test_the_wasserstein_loss_is_fake_minus_real_plus_the_penalty():
         losses["discriminator_loss"], 7 * losses["penalty"] - losses["wasserstein"]
     )
     lost = gan.loss(net, torch.rand(4, 1, 8, 8), "generator", seeded())["generator_loss"]
-    fake = net.generator(torch.randn(4, 32, generator=seeded()))
+    fake = net.generator(torch.randn(4, 16, generator=seeded()))
     torch.testing.assert_close(lost, -net.discriminator(fake).mean())
 
 
@@ -103,7 +103,7 @@ def test_the_average_starts_as_the_generator_and_then_follows_slowly():
 
 def test_the_average_counts_batches_as_the_generator_does():
     net = gan.Net(Config())
-    net.generator(torch.randn(2, 32))
+    net.generator(torch.randn(2, 16))
     gan.after_step(net, step=1)
     assert net.average.body[0].num_batches_tracked == 1
 
@@ -112,7 +112,7 @@ def test_what_is_exported_and_sampled_is_the_average():
     net = gan.Net(Config())
     module, spec = gan.graphs(net)["generator"]
     assert module is net.average
-    latent = torch.randn(6, 32, generator=seeded())
+    latent = torch.randn(6, 16, generator=seeded())
     spec.check({"latent": latent.numpy()})
     with torch.no_grad():
         image, drawn = module(latent), gan.samples(net, 6, seeded())
@@ -130,7 +130,7 @@ def test_the_average_is_not_trained_by_gradients():
 @pytest.mark.parametrize("size", [8, 28, 64])
 def test_sizes_follow_from_the_config(size):
     net = gan.Net(Config(image_size=size, channels=3, width=4))
-    assert net.generator(torch.randn(2, 32)).shape == (2, 3, size, size)
+    assert net.generator(torch.randn(2, 16)).shape == (2, 3, size, size)
     assert net.discriminator(torch.rand(2, 3, size, size)).shape == (2,)
 
 
@@ -143,6 +143,6 @@ def test_a_size_that_does_not_halve_down_is_refused():
 def test_the_generator_traces_with_a_free_batch():
     module, _ = gan.graphs(gan.Net(Config(image_size=64, channels=3, width=4)))["generator"]
     batch = torch.export.Dim("batch")
-    traced = torch.export.export(module, (torch.randn(2, 32),), dynamic_shapes=({0: batch},))
-    three = torch.randn(3, 32)
+    traced = torch.export.export(module, (torch.randn(2, 16),), dynamic_shapes=({0: batch},))
+    three = torch.randn(3, 16)
     torch.testing.assert_close(traced.module()(three), module(three))

@@ -40,7 +40,7 @@ def test_kl_of_a_gaussian_is_the_closed_form():
 
 
 def test_a_coin_toss_for_each_pixel_costs_one_bit_per_dimension():
-    net = vae.Net(Config())
+    net = vae.Net(Config(likelihood="bernoulli"))
     fit = vae.log_likelihood(net, torch.rand(3, 1, 8, 8), torch.zeros(3, 1, 8, 8))
     torch.testing.assert_close(vae.bits_per_dim(fit, 64), torch.ones(3))
 
