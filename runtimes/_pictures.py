@@ -34,9 +34,11 @@ def generate(deployment: Opens, loop: OneShot, num: int, seed: int) -> Array:
 
 def reconstruct(deployment: Opens, loop: OneShot, images: Array) -> Array:
     """`images` through encoder and decoder."""
-    (source,) = encoder(deployment.bundle, loop).inputs
-    # float32 is what this takes and gives, whatever the precision of the graph.
-    msgspec.structs.replace(source, dtype="float32").check(images)
+    graph = encoder(deployment.bundle, loop)
+    (source,) = graph.inputs
+    # Any number of float32 images goes in, whatever batch and precision the graph was made for.
+    free = _free(source, oneshot.lead(graph))
+    msgspec.structs.replace(free, dtype="float32").check(images)
     if not len(images):
         raise UsageError("no images to reconstruct", "give at least one")
     session = deployment.session(loop.encoder)

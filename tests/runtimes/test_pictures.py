@@ -107,6 +107,7 @@ def test_a_bundle_of_fixed_batch_makes_the_same_images(image_bundle, toys, batch
     static = toys.write_bundle(image_bundle.parent / "static", "vae", toys.IMAGES, graphs, [])
     want = deploy(image_bundle).generate(num=6, seed=2)
     np.testing.assert_array_equal(deploy(static).generate(num=6, seed=2), want)
+    np.testing.assert_array_equal(deploy(static).reconstruct(want), want)
 
 
 def test_a_graph_without_a_batch_is_refused():
