@@ -288,7 +288,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
     if isinstance(value, float):
-        return number(value)
+        return f"{value:.0f}" if value.is_integer() else number(value)
     return "" if value is None else str(value)
 
 

@@ -21,13 +21,18 @@ def number(value: float) -> str:
 
 
 def estimate(found: Estimate | None) -> str:
-    """12.3 ±0.2: half the 95 % interval; a star where it is no valid percentile."""
+    """12.3 ±0.2: half the 95 % interval, or all of it where it is wide: 12.3 (7.1 to 21.2).
+
+    A star where it is no valid percentile.
+    """
     if found is None:
         return "-"
-    star = "" if found.valid else "*"
+    text = number(found.value) + ("" if found.valid else "*")
     if found.low is None or found.high is None:
-        return f"{number(found.value)}{star}"
-    return f"{number(found.value)}{star} ±{(found.high - found.low) / 2:.1g}"
+        return text
+    if found.high > 1.5 * found.low:
+        return f"{text} ({number(found.low)} to {number(found.high)})"
+    return f"{text} ±{(found.high - found.low) / 2:.1g}"
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -84,9 +89,17 @@ def gate_table(comparison: Comparison) -> Table:
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """What has to stand under the tables: stars, notes, and every profile's flags."""
+    """What has to stand under the tables: stars, notes, and each flag with whose it is."""
     starred = any(not row.values["p90"].valid for row in comparison.rows)
-    flags = [f"{row.name}: {flag}" for row in comparison.rows for flag in row.flags]
+    raised: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        for flag in row.flags:
+            raised.setdefault(flag, []).append(row.name)
+    count = len(comparison.rows)
+    flags = [
+        f"{', '.join(names) if len(names) < max(count, 2) else f'all {count}'}: {flag}"
+        for flag, names in raised.items()
+    ]
     return [*([FEW] if starred else []), *comparison.notes, *flags]
 
 

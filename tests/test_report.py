@@ -69,7 +69,14 @@ def full(page, make_profile):
     more = {
         "operators": operators,
         "drifts": (drift,),
-        "environment": {"cpu": "a", "isa": ["avx2"]},
+        "environment": {
+            "cpu": "a",
+            "isa": ["avx2"],
+            "cores": 2.0,
+            "load_1min": 0.5,
+            "caches": {"L2": 9},
+            "governor": None,
+        },
     }
     return page(
         make_profile(**more),
@@ -117,7 +124,14 @@ def test_every_section_is_there(full):
         "Where it was measured",
         "Made with",
     ]
-    for expected in ("once upon a time", "edgegen compare p", "MatMul takes 90%", "avx2", "MISSED"):
+    for expected in (
+        "once upon a time",
+        "edgegen compare p",
+        "MatMul takes 90%",
+        "avx2",
+        "MISSED",
+        "L2 9",
+    ):
         assert expected in full
     assert base64.b64encode(PNG).decode() in full
 

@@ -4,6 +4,7 @@ import pytest
 
 from edgegen import tables
 from edgegen.compare import compare
+from edgegen.metrics import Estimate
 
 
 @pytest.mark.parametrize(
@@ -12,6 +13,19 @@ from edgegen.compare import compare
 )
 def test_numbers_keep_three_digits_that_count(value, want):
     assert tables.number(value) == want
+
+
+@pytest.mark.parametrize(
+    ("ends", "valid", "want"),
+    [
+        ((12.1, 12.5), True, "12.3 ±0.2"),
+        ((6.0, 25.2), True, "12.3 (6.00 to 25.2)"),
+        ((None, None), True, "12.3"),
+        ((12.1, 12.5), False, "12.3* ±0.2"),
+    ],
+)
+def test_an_estimate_shows_how_sure_it_is(ends, valid, want):
+    assert tables.estimate(Estimate(12.3, "ms", *ends, valid)) == want
 
 
 def test_text_shows_both_latencies_and_the_rest_one(make_profile):
@@ -57,6 +71,12 @@ def test_a_percentile_of_few_samples_is_starred_and_explained(make_profile):
 def test_flags_stand_under_the_table_with_the_name_of_their_row(make_profile):
     notes = tables.footnotes(compare([make_profile(flags=("drift: up",))]))
     assert "toy fp32 onnxruntime cpu: drift: up" in notes
+
+
+def test_a_flag_of_several_stands_once(make_profile):
+    rows = [make_profile(flags=("busy",)), make_profile(flags=("busy", "drift"))]
+    notes = tables.footnotes(compare(rows))
+    assert notes[-2:] == ["all 2: busy", "toy fp32 onnxruntime cpu #2: drift"]
 
 
 def test_markdown_is_a_table_a_family(make_profile):

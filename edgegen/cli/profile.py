@@ -132,12 +132,14 @@ def _print(profiles: list[Profile], json: bool) -> None:
     from edgegen import tables
     from edgegen.compare import compare
 
-    for one in profiles:
-        row = compare([one]).rows[0]
-        _terminal.print_table(*tables.table([row]))
-        _operators(one)
-        for flag in one.flags:
-            _terminal.note(f"{one.name()}: {flag}")
+    alone = [compare([one]) for one in profiles]
+    for family in dict.fromkeys(one.family for one in profiles):
+        rows = [found.rows[0] for found in alone if found.rows[0].family == family]
+        _terminal.print_table(*tables.table(rows))
+    if len(profiles) == 1:
+        _operators(profiles[0])
+    for note in dict.fromkeys(note for found in alone for note in tables.footnotes(found)):
+        _terminal.note(note)
 
 
 def _operators(one: Profile) -> None:
