@@ -89,10 +89,11 @@ def _check_shapes(bundle: Bundle, engine: ModuleType, device: str) -> None:
     inputs = [spec for graph in bundle.manifest.graphs for spec in graph.inputs]
     free = {n for spec in inputs for n in spec.shape if isinstance(n, str)}
     if free:
-        wanted = "batch=1,seq=256" if isinstance(bundle.manifest.loop, Text) else "batch=1"
+        loop = bundle.manifest.loop
+        seq = f",seq={min(256, loop.max_positions)}" if isinstance(loop, Text) else ""
         raise UnsupportedError(
             f"{bundle.path}: {', '.join(sorted(free))} are free, {device} needs fixed shapes",
-            f"run: edgegen export SOURCE -o {bundle.path} --static {wanted}",
+            f"run: edgegen export SOURCE -o {bundle.path} --static batch=1{seq}",
         )
 
 
