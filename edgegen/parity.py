@@ -26,16 +26,16 @@ def cases(parts: Mapping[str, Any], loop: Loop, prompt: Sequence[int] = ()) -> l
     `prompt` are token ids of real text, for the quality figure and for decoding.
     """
     found = []
-    for name, (module, graph) in parts.items():
+    for module, graph in parts.values():
         session = Reference(module, graph)
         if not isinstance(loop, Text) or not is_cached(graph):
-            found += [Case(name, case, dict(f), session.run(f)) for case, f in feeds(graph)]
+            found += [_case(session, title, feed) for title, feed in feeds(graph)]
             continue
         ids = np.array(prompt or _random_ids(loop), np.int64)
         for case, feed in text_feeds(session, loop, ids):
             # Without a tokenizer there is no text: the quality figure is left out by its name.
             title = "random-text" if case == "text" and not prompt else case
-            found.append(Case(name, title, dict(feed), session.run(feed)))
+            found.append(_case(session, title, feed))
         found += _decode_cases(session, loop, ids)
     return found
 
@@ -48,6 +48,20 @@ def is_cached(graph: GraphSpec) -> bool:
 def _random_ids(loop: Text) -> Array:
     rng = np.random.default_rng(1)
     return rng.integers(0, loop.vocab_size, min(16, loop.max_positions - 1))
+
+
+def _case(session: Reference, title: str, feed: Feed) -> Case:
+    """What the reference answers to `feed`; raises `ParityError` where that is not finite."""
+    graph = session.graph.name
+    outputs = session.run(feed)
+    for name, array in outputs.items():
+        if not np.isfinite(array).all():
+            raise ParityError(
+                f"graph {graph}, case {title}: the model itself gives NaN or infinity as {name} "
+                "for inputs drawn at random, so nothing can be proved",
+                "say which values its inputs take, as in --input 'sigma:float32[batch]@0.1..80'",
+            )
+    return Case(graph, title, dict(feed), outputs)
 
 
 def keep(case: Case) -> bool:
@@ -136,12 +150,18 @@ def text_feeds(session: Reference, loop: Text, ids: Array) -> Iterator[tuple[str
 
 
 def _stretch(cache: Feed, past: int, batch: int = 1) -> dict[str, Array]:
-    """The first `past` positions of a cache of batch 1, repeated as often as it takes."""
+    """The first `past` positions of a cache of batch 1, its later ones repeated where need be.
+
+    The first ones stand once: many models park their attention there.
+    """
     found = {}
     for name, array in cache.items():
         if name.startswith("past_key_values."):
-            positions = np.arange(past) % array.shape[2]
-            found[name] = np.repeat(array[:, :, positions], batch, axis=0)
+            length = array.shape[2]
+            start = min(8, length - 1)
+            index = np.arange(past)
+            index = np.where(index < length, index, start + (index - start) % (length - start))
+            found[name] = np.repeat(array[:, :, index], batch, axis=0)
     return found
 
 

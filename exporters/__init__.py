@@ -137,7 +137,7 @@ def group_size(channels: Mapping[str, int], wanted: int = 0) -> tuple[int, tuple
 
 def explain(error: BaseException, kind: str, graph: str) -> UnsupportedError:
     """What torch could not export: the operator and the line of the user's code."""
-    text = "\n".join(str(e) for e in _chain(error))
+    text = "\n".join(f"{e}\n{_fx_stack(e)}" for e in _chain(error))
     operator = re.search(r"\b(?:aten|torchvision|prims)(?:::|\.)\w+(?:\.\w+)?", text)
     what = operator[0] if operator else _first_line(error)
     place = next(_places(error, text), "")
@@ -159,6 +159,15 @@ def _first_line(error: BaseException) -> str:
     return f"{type(root).__name__}: {lines[0] if lines else 'no message'}"
 
 
+def _fx_stack(error: BaseException) -> str:
+    """Where the graph node comes from that torch was converting: its error does not say."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        meta = getattr(frame.f_locals.get("node"), "meta", None)
+        if isinstance(meta, dict) and meta.get("stack_trace"):
+            return str(meta["stack_trace"])
+    return ""
+
+
 def _places(error: BaseException, text: str) -> Iterator[str]:
     """`file.py:12` of frames outside the libraries, the innermost of the user's code first."""
     frames = [
@@ -167,6 +176,8 @@ def _places(error: BaseException, text: str) -> Iterator[str]:
         for frame in reversed(traceback.extract_tb(e.__traceback__))
     ]
     told = re.findall(r'File "([^"]+)", line (\d+)', text)
-    for file, line in [*reversed(told), *frames]:
-        if "site-packages" not in file and "edgegen/" not in file and "exporters/" not in file:
+    traced = re.findall(r"^(\S+\.py)\((\d+)\)", text, re.MULTILINE)
+    ours = str(Path(rooms.__file__).parent)
+    for file, line in [*reversed(told), *traced, *frames]:
+        if "site-packages" not in file and not file.startswith((ours, "<")):
             yield f"{file}:{line}"

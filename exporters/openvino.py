@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -35,27 +36,60 @@ PRECISION_OF = {
 
 def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
     """Convert a torch module or a foreign ONNX file, never compressed unasked."""
-    model = _from_onnx(module) if isinstance(module, Path) else _from_torch(module, graph)
     notes: tuple[str, ...] = ()
+    if isinstance(module, Path):
+        model = ov.convert_model(module)
+    else:
+        model, notes = _from_torch(module, graph)
     if is_text(graph):
         _make_stateful(model, graph)
-        notes = ("stateful: the key/value cache is kept by the engine",)
+        notes = (*notes, "stateful: the key/value cache is kept by the engine")
     ov.save_model(model, path, compress_to_fp16=False)
     return notes
 
 
-def _from_onnx(path: Path) -> Any:
-    return ov.convert_model(path)
-
-
-def _from_torch(module: Any, graph: GraphSpec) -> Any:
+def _from_torch(module: Any, graph: GraphSpec) -> tuple[Any, tuple[str, ...]]:
     """Trace, then give every input and output the name and shape of the spec."""
     import torch
 
     args = tuple(torch.from_numpy(array) for array in example(graph).values())
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracer warnings about shapes, which stay dynamic
-        model = ov.convert_model(module, example_input=args)
+    with warnings.catch_warnings(record=True) as said, torch.no_grad():
+        warnings.simplefilter("always")
+        model = _trace(module, args)
+    _name_ports(model, graph)
+    model.reshape(
+        {
+            port: ov.PartialShape([-1 if isinstance(n, str) else n for n in spec.shape])
+            for port, spec in zip(model.inputs, graph.inputs, strict=True)
+        }
+    )
+    frozen = dict.fromkeys(
+        f"{warning.filename}:{warning.lineno}"
+        for warning in said
+        if issubclass(warning.category, torch.jit.TracerWarning)
+        and "site-packages" not in warning.filename  # libraries branch on shapes, which stay free
+    )
+    return model, tuple(f"tracing may have frozen a choice made at {place}" for place in frozen)
+
+
+def _trace(module: Any, args: tuple[Any, ...]) -> Any:
+    try:
+        return ov.convert_model(module, example_input=args)
+    except ov.frontend.OpConversionFailure as error:
+        raise RuntimeError(f"{error}\n{_line_of(module, args, str(error))}") from error
+
+
+def _line_of(module: Any, args: tuple[Any, ...], text: str) -> str:
+    """The line of the first operator in `text`, as torch's tracer writes it: OpenVINO has none."""
+    import torch
+
+    operator = re.search(r"aten::\w+", text)
+    graph = torch.jit.trace(module, args, check_trace=False).inlined_graph
+    nodes = graph.findAllNodes(operator[0], recurse=True) if operator else ()
+    return next((str(node.sourceRange()) for node in nodes), "")
+
+
+def _name_ports(model: Any, graph: GraphSpec) -> None:
     for ports, specs in ((model.inputs, graph.inputs), (model.outputs, graph.outputs)):
         if len(ports) != len(specs):
             raise UnsupportedError(
@@ -65,13 +99,6 @@ def _from_torch(module: Any, graph: GraphSpec) -> Any:
             )
         for port, spec in zip(ports, specs, strict=True):
             port.get_tensor().set_names({spec.name})
-    model.reshape(
-        {
-            port: ov.PartialShape([-1 if isinstance(n, str) else n for n in spec.shape])
-            for port, spec in zip(model.inputs, graph.inputs, strict=True)
-        }
-    )
-    return model
 
 
 def _make_stateful(model: Any, graph: GraphSpec) -> None:

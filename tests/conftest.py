@@ -281,3 +281,74 @@ def onnx_bundle(tmp_path):
     )
     records.write(manifest, folder / bundles.MANIFEST)
     return folder
+
+
+# Real bundles, of tiny models with random weights: exported once a session, when first asked for.
+
+EXPORTS = {
+    "gpt": (("onnx", "openvino"), ("fp32", "fp16", "int8", "int4")),
+    "vae": (("onnx", "openvino"), ("fp32", "fp16", "int8")),
+    "gan": (("onnx", "openvino"), ("fp32", "int8")),
+    "gpt-torch": (("torch",), ("fp32",)),
+    "gan-torch": (("torch",), ("fp32",)),
+}
+
+
+def tiny_config(family):
+    from edgegen import rooms
+
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
+    sizes |= {"intermediate_size": 48, "max_position_embeddings": POSITIONS}
+    sizes |= {"eos_token_ids": (END,)}
+    return rooms.load("edgegen.models", family).Config(**(sizes if family == "gpt" else {}))
+
+
+def tiny_net(family):
+    """Random weights large enough that most logits differ: the default ones are all near 0."""
+    torch = pytest.importorskip("torch", reason="the models are torch's")
+    from edgegen import rooms
+
+    torch.manual_seed(0)
+    net = rooms.load("edgegen.models", family).Net(tiny_config(family)).eval()
+    with torch.no_grad():
+        for weight in net.parameters():
+            if family == "gpt" and weight.dim() > 1:
+                weight.normal_(std=0.2)
+    return net
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """`tiny_checkpoint("gpt")`: the path of a checkpoint of an untrained tiny model."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def make(family):
+        net = tiny_net(family)
+        from edgegen import checkpoint
+        from edgegen.spec import ModelSpec
+
+        if not (folder / family).is_dir():
+            tokenizer = byte_tokenizer().encode() if family == "gpt" else None
+            spec = ModelSpec(family, msgspec.to_builtins(tiny_config(family)))
+            checkpoint.save(folder / family, spec, net, (), tokenizer)
+        return folder / family
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory, tiny_checkpoint):
+    """`exports("gpt", "int8")`: the path of a bundle in ONNX and OpenVINO; see `EXPORTS`."""
+    folder = tmp_path_factory.mktemp("exports")
+
+    def get(name, precision="fp32"):
+        formats, precisions = EXPORTS[name]
+        path = folder / (name if len(precisions) == 1 else f"{name}-{precision}")
+        if not path.is_dir():
+            source = str(tiny_checkpoint(name.partition("-")[0]))
+            from edgegen.export import export
+
+            export(source, folder / name, formats=formats, precisions=precisions)
+        return path
+
+    return get
