@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import numpy_helper, version_converter
 
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
@@ -23,6 +23,7 @@ FILE = "model.onnx"
 # Opset 23 has Attention and RMSNormalization as one operator each; 20 is what the static
 # quantizer and older consumers read. 26 is written with a wrong version by torch 2.13.
 OPSET_TEXT, OPSET = 23, 20
+OPSET_CHANNELS = 13
 LARGEST_INLINE = 1_500_000_000  # protobuf stops at 2 GB; weights above this go to model.onnx.data
 
 STATIC_OPS = ["Conv", "Gemm", "MatMul"]  # those with an int8 kernel
@@ -62,8 +63,15 @@ def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
     found = {entry.domain: entry.version for entry in model.opset_import}[""]
     if found != opset:
         raise UnsupportedError(f"torch wrote opset {found} where {opset} was asked for")
+    _forget_origin(model)
     _save(model, path)
     return ()
+
+
+def _forget_origin(model: Any) -> None:
+    """Drop torch's notes on every node: stack traces, with the paths of the author's machine."""
+    for item in (*model.graph.node, *model.graph.value_info, model.graph):
+        del item.metadata_props[:]
 
 
 @contextmanager
@@ -166,7 +174,7 @@ def _static(path: Path, calibration: Sequence[Feed]) -> tuple[str, ...]:
     """
     from onnxruntime.quantization import QuantType, quantize_static
 
-    model = onnx.load(path)
+    model = _modern(onnx.load(path))
     del model.graph.value_info[:]  # the exporter's shapes of weights contradict the quantizer's
     count = _quantize_transposed(model)
     _save(model, path)
@@ -185,6 +193,21 @@ def _static(path: Path, calibration: Sequence[Feed]) -> tuple[str, ...]:
         f"static int8 calibrated on {len(calibration)} batches",
         *([note] if count else []),
     )
+
+
+def _modern(model: Any) -> Any:
+    """At opset 13 or later, from which on a weight can have a scale a channel."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset >= OPSET_CHANNELS:
+        return model
+    try:
+        return version_converter.convert_version(model, OPSET_CHANNELS)
+    except Exception as error:  # the converter's errors share no base but Exception
+        raise UnsupportedError(
+            f"onnx: int8 wants opset {OPSET_CHANNELS}, found {opset}, which cannot be converted: "
+            f"{error}",
+            "export the file again at a newer opset, or stay at --precision fp32",
+        ) from error
 
 
 def _quantize_transposed(model: Any) -> int:
@@ -340,17 +363,17 @@ def _channels(model: Any) -> dict[str, int]:
 
 def ledger(path: Path) -> tuple[Layer, ...]:
     """Every layer with a weight of two or more dimensions, as it stands in the file."""
-    model = onnx.load(path, load_external_data=False)
-    weights = {w.name: w for w in model.graph.initializer}
-    makers = {name: node for node in model.graph.node for name in node.output}
-    for node in model.graph.node:
+    return tuple(_layers(onnx.load(path, load_external_data=False).graph, {}, {}))
+
+
+def _layers(graph: Any, weights: dict[str, Any], makers: dict[str, Any]) -> Iterator[Layer]:
+    """Of a graph and those inside it, which see the `weights` and `makers` around them."""
+    weights = weights | {w.name: w for w in graph.initializer}
+    makers = makers | {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             weights[node.output[0]] = node.attribute[0].t
-    return tuple(_layers(model, weights, makers))
-
-
-def _layers(model: Any, weights: dict[str, Any], makers: dict[str, Any]) -> Iterator[Layer]:
-    for node in model.graph.node:
+    for node in graph.node:
         name = node.name or node.output[0]
         options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "MatMulNBits":
@@ -359,6 +382,9 @@ def _layers(model: Any, weights: dict[str, Any], makers: dict[str, Any]) -> Iter
             yield Layer(name, "MatMul", kind, count, options["block_size"], "weight-only")
         elif node.op_type in (*QUANTIZED_OPS, "Gather"):
             yield from _plain(node, name, weights, makers)
+        for inside in options.values():  # the branches of an If, the body of a Loop
+            if isinstance(inside, onnx.GraphProto):
+                yield from _layers(inside, weights, makers)
 
 
 def _plain(
