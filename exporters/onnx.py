@@ -272,7 +272,9 @@ def _matmul_nbits(model: Any, bits: int, size: int, include: list[str]) -> Any:
         return model
     level = 4 if bits == 8 else 1
     config = DefaultWeightOnlyQuantConfig(block_size=size, accuracy_level=level, bits=bits)
-    quantizer = MatMulNBitsQuantizer(model, nodes_to_include=include, algo_config=config)
+    # Its own list of nodes to include only adds to the default, which is all of them.
+    others = [node.name for node in model.graph.node if node.name not in include]
+    quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=others, algo_config=config)
     quantizer.process()
     return quantizer.model.model
 
