@@ -17,9 +17,9 @@ from edgegen.spec import Array, CachedForward, Options, Session
 DECODE = "decode"
 LAST_POSITION = "last-position"
 BEST_DB = 200.0  # what an exact result is given: infinity is not valid JSON
-# What quantized caches must reach: their error counts where it reaches the logits, but a cache below
-# this is another one. And the logits after a cache that is a few real positions repeated a hundred
-# times, which is no text: there it is the last position that is tried, not the weights.
+# What quantized caches must reach: their error counts where it reaches the logits, but a cache
+# below this is another one. And the logits after a cache of a few positions repeated a hundred
+# times, which is no text: there the last position is on trial, not the weights.
 INNER_DB = 10.0
 WORST_ERROR = 3.4e38  # likewise for an output that is not finite
 
