@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 import shutil
@@ -47,6 +48,7 @@ Report = Callable[[str, int, int], None]
 # Which engine proves a format at export.
 ENGINE_OF = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
 CALIBRATION_BATCHES, CALIBRATION_BATCH = 32, 8
+CALIBRATION_VALUES = 64 * 64 * 8  # a batch; one large image has as many values as many small ones
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "numpy", "tokenizers")
 
 # Real text for the quality figure: random tokens say little about a language model.
@@ -231,14 +233,16 @@ def _batches(graph: GraphSpec, data: str | None) -> tuple[list[Feed], str]:
     """Images of `data` where an input has their shape, else draws in the bounds of the spec."""
     rng = np.random.default_rng(2)
     free = {n for s in graph.inputs for n in s.shape if isinstance(n, str)}
-    sizes = dict.fromkeys(free, 8) | {"batch": CALIBRATION_BATCH}
+    each = max(math.prod(n for n in s.shape if isinstance(n, int)) for s in graph.inputs)
+    batch = min(CALIBRATION_BATCH, max(1, CALIBRATION_VALUES // each))
+    sizes = dict.fromkeys(free, 8) | {"batch": batch}
     sizes = {n: min(size, graph.limits.get(n, size)) for n, size in sizes.items()}
     images = _images_for(graph, data)
     feeds: list[Feed] = []
     for index in range(CALIBRATION_BATCHES):
         given: dict[str, Any] = {}
         if images is not None:
-            rows = np.arange(CALIBRATION_BATCH) + index * CALIBRATION_BATCH
+            rows = np.arange(batch) + index * batch
             given[graph.inputs[0].name] = images[rows % len(images)]
         feeds.append(draw(graph, sizes, rng, given))
     if images is not None:

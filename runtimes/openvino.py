@@ -149,6 +149,8 @@ class OvSession:
         self._outputs = {name for port in compiled.outputs for name in port.names}
         self._states = {_past_name(state.name): state for state in self._request.query_state()}
         self._profiled = profiled
+        ran = compiled.get_property("EXECUTION_DEVICES")
+        self._device = ",".join(str(name).lower().strip("()").replace(".", ":") for name in ran)
         self._times: dict[tuple[str, str, str], list[float]] = {}
 
     def run(self, inputs: Feed) -> dict[str, Array]:
@@ -213,7 +215,7 @@ class OvSession:
     def operators(self) -> tuple[Operator, ...]:
         """Times from OpenVINO's performance counters, summed over all runs so far."""
         return tuple(
-            Operator(name, kind, "cpu", len(ms), sum(ms), precision=primitive)
+            Operator(name, kind, self._device, len(ms), sum(ms), precision=primitive)
             for (name, kind, primitive), ms in self._times.items()
         )
 

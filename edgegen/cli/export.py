@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING
+
 import typer
 
 from edgegen.cli import _terminal
 from edgegen.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgegen.bundle import Artifact, Bundle
+
+FORMAT_OF = {"onnxruntime": "onnx"}  # other engines and their formats go by one name
 
 
 def export(
@@ -70,27 +78,9 @@ def _sizes(text: str) -> dict[str, int]:
         ) from error
 
 
-def _print(bundle) -> None:  # type: ignore[no-untyped-def]
-    from collections import Counter
-
+def _print(bundle: Bundle) -> None:
     manifest = bundle.manifest
-    rows = []
-    for artifact in manifest.artifacts:
-        became = Counter(layer.precision for layer in artifact.ledger)
-        engine = [d for d in manifest.drifts if d.graph == artifact.graph]
-        mine = [d for d in engine if _format_of(d.engine) == artifact.format]
-        numbers = [d for d in mine if "(quality)" not in d.output]
-        rows.append(
-            (
-                artifact.format,
-                artifact.graph,
-                ", ".join(f"{count} {name}" for name, count in became.items()),
-                f"{bundle.size_mb(artifact.format):.2f}",
-                f"{len(mine)} ok",
-                f"{max(d.max_abs_error for d in numbers):.2g}",
-                f"{min(d.sqnr_db for d in numbers):.1f}",
-            )
-        )
+    rows = [_row(bundle, artifact) for artifact in manifest.artifacts]
     columns = "format", "graph", "layers", "MB", "outputs", "max abs error", "SQNR dB"
     _terminal.print_table(columns, rows, f"{bundle.path}  {manifest.precision}")
     for artifact in manifest.artifacts:
@@ -100,5 +90,22 @@ def _print(bundle) -> None:  # type: ignore[no-untyped-def]
         _terminal.note(f"peak memory {manifest.export_peak_rss_mb:.0f} MB")
 
 
-def _format_of(engine: str) -> str:
-    return {"onnxruntime": "onnx"}.get(engine, engine)
+def _row(bundle: Bundle, artifact: Artifact) -> tuple[str, ...]:
+    """One graph in one format: what its layers became and how far it is from the model."""
+    became = Counter(layer.precision for layer in artifact.ledger)
+    mine = [
+        drift
+        for drift in bundle.manifest.drifts
+        if (drift.graph, FORMAT_OF.get(drift.engine, drift.engine))
+        == (artifact.graph, artifact.format)
+    ]
+    numbers = [drift for drift in mine if "(quality)" not in drift.output]
+    return (
+        artifact.format,
+        artifact.graph,
+        ", ".join(f"{count} {name}" for name, count in became.items()),
+        f"{bundle.size_mb(artifact.format):.2f}",
+        f"{len(mine)} ok",
+        f"{max(drift.max_abs_error for drift in numbers):.2g}",
+        f"{min(drift.sqnr_db for drift in numbers):.1f}",
+    )
