@@ -90,7 +90,10 @@ def gate_table(comparison: Comparison) -> Table:
 
 def footnotes(comparison: Comparison) -> list[str]:
     """What has to stand under the tables: stars, notes, and each flag with whose it is."""
-    starred = any(not row.values["p90"].valid for row in comparison.rows)
+    shown = ("p50", "p90", "ttft")
+    starred = any(
+        not row.values[m].valid for row in comparison.rows for m in shown if m in row.values
+    )
     raised: dict[str, list[str]] = {}
     for row in comparison.rows:
         for flag in row.flags:
