@@ -43,7 +43,7 @@ def test_a_fresh_call_forgets_what_was_before(session):
 
 
 def test_inputs_that_do_not_fit_are_refused_before_the_engine_sees_them(session):
-    with pytest.raises(MismatchError, match="missing inputs .'attention_mask'"):
+    with pytest.raises(MismatchError, match="missing inputs"):
         session.run({"input_ids": PROMPT})
 
 

@@ -1,0 +1,267 @@
+"""`export`: a verified bundle, or an error and nothing under its name."""
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from edgegen import export as exporting
+from edgegen.bundle import Drift, check_files, open_bundle, read_golden
+from edgegen.errors import NotFoundError, ParityError, UnsupportedError, UsageError
+from edgegen.export import export
+from edgegen.exporters import onnx as onnx_exporter
+from edgegen.runtimes import deploy
+from edgegen.sources import open_source
+
+FILE = """import torch
+
+
+class Frozen(torch.nn.Module):
+    # A tracer records one branch of the two.
+    def forward(self, x):
+        return x * x.shape[0] if x.sum() > 1e3 else x + float(x.flatten()[0])
+
+
+class Flat(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one = torch.nn.Linear(27, 32)
+        self.two = torch.nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.two(torch.relu(self.one(x)))
+"""
+
+
+@pytest.fixture
+def user_file(tmp_path):
+    (tmp_path / "mine.py").write_text(FILE)
+    return tmp_path / "mine.py"
+
+
+def flat(user_file):
+    return f"{user_file}:Flat", {"inputs": ["x:float32[batch,27]"], "formats": ["onnx"]}
+
+
+def listed(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.slow
+def test_a_bundle_holds_its_graphs_its_proof_and_what_made_it(exports):
+    bundle = open_bundle(exports("gpt", "int8"))
+    manifest = bundle.manifest
+    check_files(bundle)
+    assert (manifest.precision, manifest.reference) == ("int8", "torch fp32")
+    assert bundle.formats() == ["onnx", "openvino"]
+    assert {d.engine for d in manifest.drifts} == {"onnxruntime", "openvino"}
+    assert all(drift.ok for drift in manifest.drifts)
+    assert manifest.tools.keys() >= {"python", "edgegen", "torch", "onnxruntime", "openvino"}
+    assert manifest.export_peak_rss_mb > 100
+    cases = {case.name for case in read_golden(bundle)}
+    assert cases >= {"text", "one", "odd", "filled", "chunk", "last-position", "decode-one"}
+
+
+@pytest.mark.slow
+def test_every_engine_is_tried_at_every_case(exports):
+    rows = open_bundle(exports("gpt")).manifest.drifts
+    for engine in ("onnxruntime", "openvino"):
+        assert {row.case for row in rows if row.engine == engine} == {
+            *("text", "one", "odd", "filled", "chunk", "last-position"),
+            *("decode-one", "decode-two"),
+        }
+
+
+@pytest.mark.slow
+def test_the_last_position_is_exact_in_fp16(exports):
+    """Rotary angles in fp16 cost half the decibels there."""
+    rows = open_bundle(exports("gpt", "fp16")).manifest.drifts
+    last = [r.sqnr_db for r in rows if r.case == "last-position" and r.output == "logits"]
+    assert len(last) == 2
+    assert min(last) > 50
+
+
+@pytest.mark.slow
+def test_several_precisions_are_as_many_bundles(exports):
+    names = {exports("vae", precision).name for precision in ("fp32", "fp16", "int8")}
+    assert names == {"vae-fp32", "vae-fp16", "vae-int8"}
+    folder = exports("vae").parent
+    assert not [name for name in listed(folder) if "partial" in name]
+
+
+@pytest.mark.slow
+def test_a_bundle_can_be_read_by_others(exports):
+    assert (
+        exports("vae").stat().st_mode & 0o777 == (exports("vae") / "decoder").stat().st_mode & 0o777
+    )
+
+
+@pytest.mark.slow
+def test_what_the_file_computes_is_checked_not_what_was_asked(user_file, tmp_path, monkeypatch):
+    source, options = flat(user_file)
+    export(source, tmp_path / "out", **options)
+    before = (tmp_path / "out/manifest.json").read_bytes()
+    save = onnx_exporter._save
+
+    def tamper(model, path):
+        weight = next(w for w in model.graph.initializer if len(w.dims) == 2)
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values.flat[0] += 0.1
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        save(model, path)
+
+    monkeypatch.setattr(onnx_exporter, "_save", tamper)
+    with pytest.raises(ParityError) as error:
+        export(source, tmp_path / "out", **options)
+    assert error.value.exit_code == 3
+    assert "onnxruntime model one" in str(error.value)
+    assert "wanted SQNR >= 80 dB" in str(error.value)
+    assert set(listed(tmp_path)) - {"__pycache__"} == {"mine.py", "out"}
+    assert (tmp_path / "out/manifest.json").read_bytes() == before
+    check_files(open_bundle(tmp_path / "out"))
+
+
+@pytest.mark.slow
+def test_a_choice_that_the_tracer_froze_is_caught(user_file, tmp_path):
+    with pytest.raises(ParityError) as error:
+        export(
+            f"{user_file}:Frozen",
+            tmp_path / "out",
+            inputs=["x:float32[batch,4]"],
+            formats=["openvino"],
+        )
+    assert "openvino model" in str(error.value)
+    assert "out" not in listed(tmp_path)
+    assert not [name for name in listed(tmp_path) if "partial" in name]
+
+
+@pytest.mark.slow
+def test_a_group_size_that_does_not_divide_is_padded_and_said(user_file, tmp_path):
+    source, options = flat(user_file)
+    (bundle,) = export(source, tmp_path / "out", precisions=["int8"], **options)
+    (artifact,) = bundle.manifest.artifacts
+    assert {layer.precision for layer in artifact.ledger} == {"int8"}
+    assert any("(27): last group padded" in note for note in artifact.notes)
+    (bundle,) = export(source, tmp_path / "out", precisions=["int8"], group_size=16, **options)
+    assert {layer.group_size for layer in bundle.manifest.artifacts[0].ledger} == {16}
+
+
+@pytest.mark.slow
+def test_fixed_text_is_the_text_of_the_free_bundle_on_both_engines(
+    tiny_checkpoint, exports, tmp_path
+):
+    (fixed,) = export(str(tiny_checkpoint("gpt")), tmp_path / "out", static={"batch": 1, "seq": 32})
+    assert fixed.graph("model").inputs[0].shape == (1, 32)
+    for engine in ("onnxruntime", "openvino"):
+        with deploy(fixed.path, engine) as window, deploy(exports("gpt"), engine) as free:
+            options = {"max_new_tokens": 16}
+            assert window.generate("the sea", **options) == free.generate("the sea", **options)
+
+
+@pytest.mark.slow
+def test_a_fixed_image_bundle_runs_at_its_batch_only(tiny_checkpoint, tmp_path):
+    source = str(tiny_checkpoint("gan"))
+    (bundle,) = export(source, tmp_path / "out", static={"batch": 1}, formats=["onnx"])
+    assert bundle.graph("generator").inputs[0].shape == (1, 16)
+    with deploy(bundle.path, "onnxruntime") as deployment:
+        assert deployment.generate(num=1).shape == (1, 1, 8, 8)
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_nothing_that_the_next_does_not_clear(user_file, tmp_path):
+    source, options = flat(user_file)
+    left = tmp_path / "out.graphs.partial-abc-999999999"
+    left.mkdir()
+    export(source, tmp_path / "out", **options)
+    assert not left.exists()
+
+
+@pytest.mark.slow
+def test_a_foreign_file_is_proved_against_itself(exports, tmp_path):
+    source = str(exports("gan") / "generator/model.onnx")
+    (bundle,) = export(source, tmp_path / "out", precisions=["int8"], formats=["onnx"])
+    assert bundle.manifest.reference == "onnxruntime on the source file, fp32, unoptimised"
+    assert {layer.precision for layer in bundle.manifest.artifacts[0].ledger} == {"int8"}
+
+
+@pytest.mark.slow
+def test_int8_of_images_is_calibrated_on_what_is_given(tiny_checkpoint, tmp_path):
+    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+    model = open_source(str(tiny_checkpoint("vae")))
+    feeds, origin = exporting._calibration(model, "int8", "digits")["encoder"]
+    assert origin == "calibrated on digits"
+    assert len(feeds) == exporting.CALIBRATION_BATCHES
+    assert feeds[0]["image"].shape == (8, 1, 8, 8)
+    assert 0 <= feeds[0]["image"].min() < feeds[0]["image"].max() <= 1
+    drawn, origin = exporting._calibration(model, "int8", "digits")["decoder"]
+    assert origin == "calibrated on inputs drawn from their range"
+    assert drawn[0]["latent"].shape == (8, 16)
+    assert exporting._calibration(model, "fp32", "digits") == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message", "hint"),
+    [
+        ({"precisions": ["int88"]}, UsageError, "no precision 'int88'", "did you mean 'int8'?"),
+        ({"precisions": []}, UsageError, "no precision to export at", "pass --precision fp32,int8"),
+        ({"formats": ["onx"]}, NotFoundError, "no format 'onx'", "did you mean 'onnx'?"),
+        ({"formats": []}, UsageError, "no format to export to", "pass --to onnx,openvino"),
+        ({"group_size": 24}, UsageError, "group size 24", "take a power of two from 16: "),
+        ({"group_size": -32}, UsageError, "group size -32", "take a power of two from 16: "),
+        ({"group_size": 8}, UsageError, "group size 8", "take a power of two from 16: "),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_at_once(tmp_path, options, kind, message, hint):
+    with pytest.raises(kind) as error:
+        export("not read", tmp_path / "out", **options)
+    assert str(error.value) == message
+    assert error.value.hint.startswith(hint)
+
+
+def test_a_folder_with_other_things_is_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UsageError, match="a folder with other things in it"):
+        export("not read", tmp_path)
+
+
+@pytest.mark.slow
+def test_torch_is_refused_at_another_precision_than_its_own(user_file, tmp_path):
+    source, options = flat(user_file)
+    with pytest.raises(UnsupportedError, match="the reference runs in fp32, not in int8"):
+        export(source, tmp_path / "out", **options | {"formats": ["torch"]}, precisions=["int8"])
+
+
+def test_every_output_that_is_off_is_named():
+    good = Drift("e", "model", "one", "y", 0.0, 200.0, "rule", True)
+    bad = msgspec.structs.replace(good, case="two", ok=False, max_abs_error=0.5, sqnr_db=3.0)
+    exporting.raise_unless_ok([good])
+    with pytest.raises(ParityError) as error:
+        exporting.raise_unless_ok([good, bad])
+    assert str(error.value) == (
+        "1 of 2 outputs are not what the model computes:\n"
+        "  e model two y: max abs error 0.5, SQNR 3.0 dB, wanted rule"
+    )
+    assert "--data" in error.value.hint
+
+
+@pytest.mark.slow
+def test_openvino_genai_reads_a_text_bundle_as_it_is(exports):
+    genai = pytest.importorskip("openvino_genai", reason="openvino-genai is not installed")
+    import openvino as ov
+
+    prompt = [5, 6, 7, 8]
+    pipeline = genai.LLMPipeline(str(exports("gpt")), "CPU", INFERENCE_PRECISION_HINT="f32")
+    config = genai.GenerationConfig(max_new_tokens=16, do_sample=False, ignore_eos=True)
+    ids = ov.Tensor(np.array([prompt]))
+    found = pipeline.generate(
+        genai.TokenizedInputs(ids, ov.Tensor(np.ones((1, 4), np.int64))), config
+    )
+    net = torch.tensor([prompt])
+    with deploy(exports("gpt"), "openvino") as deployment:
+        from edgegen.verify import greedy
+
+        forward = deployment.session("model").cached()
+        want = greedy(forward, net.numpy(), np.ones((1, 4), np.int64), 16)
+    assert found.tokens[0] == want[0].tolist()
