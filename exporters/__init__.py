@@ -11,9 +11,12 @@ Notes are what a user must be told: anything that is not simply what was asked f
 from __future__ import annotations
 
 import inspect
+import io
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +43,38 @@ def write_graph(module: Any, graph: GraphSpec, folder: Path, kind: str) -> tuple
     """
     path = file_of(folder, graph.name, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
+    exporter = rooms.load(ROOM, kind)
     try:
-        return tuple(rooms.load(ROOM, kind).write(module, graph, path))
+        with redirect_stderr(_WithoutGraphs(sys.stderr)):
+            return tuple(exporter.write(module, graph, path))
     except (EdgeGenError, OSError):
         raise
     except Exception as error:  # torch.export alone raises dozens of unrelated types
         raise explain(error, kind, graph.name) from error
+
+
+class _WithoutGraphs(io.TextIOBase):
+    """stderr, but for the graph that torch prints there when an export fails."""
+
+    def __init__(self, out: Any) -> None:
+        self._out = out
+        self._skips = False
+
+    def write(self, text: str) -> int:
+        if "def forward(" in text or (self._skips and text == "\n"):
+            self._skips = text != "\n"
+            return len(text)
+        self._out.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._out.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._out.isatty())
+
+    def fileno(self) -> int:
+        return int(self._out.fileno())
 
 
 def quantize_graph(
