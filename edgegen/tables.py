@@ -32,7 +32,8 @@ def estimate(found: Estimate | None) -> str:
         return text
     if found.high > 1.5 * found.low:
         return f"{text} ({number(found.low)} to {number(found.high)})"
-    return f"{text} ±{(found.high - found.low) / 2:.1g}"
+    half = float(f"{(found.high - found.low) / 2:.1g}")  # one digit, and never as 1e+01
+    return f"{text} ±{half:g}"
 
 
 def table(rows: Sequence[Row]) -> Table:
