@@ -265,3 +265,27 @@ def test_openvino_genai_reads_a_text_bundle_as_it_is(exports):
         forward = deployment.session("model").cached()
         want = greedy(forward, net.numpy(), np.ones((1, 4), np.int64), 16)
     assert found.tokens[0] == want[0].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_onnxruntime_genai_reads_a_text_bundle_as_it_is(exports, precision):
+    genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+
+    prompt = [5, 6, 7, 8]
+    model = genai.Model(str(exports("gpt", precision)))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(prompt) + 16, do_sample=False)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(prompt)
+    found = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        found.append(int(generator.get_next_tokens()[0]))
+    with deploy(exports("gpt", precision), "onnxruntime") as deployment:
+        from edgegen.verify import greedy
+
+        forward = deployment.session("model").cached()
+        want = greedy(forward, np.array([prompt]), np.ones((1, 4), np.int64), len(found))
+    assert len(found) >= 1
+    assert found == want[0].tolist()
