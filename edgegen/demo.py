@@ -18,7 +18,7 @@ from edgegen.profile import Profile
 from edgegen.report import write_html
 from edgegen.rooms import nearest
 from edgegen.runtimes import deploy
-from edgegen.train import train
+from edgegen.train import Options, train
 from edgegen.workload import request_for
 
 FAMILIES = ("gpt", "vae", "gan")
@@ -116,7 +116,7 @@ def _trained(name: str, output: Path, report: Report, commands: list[str]) -> Pa
     checkpoint = output / "checkpoints" / name
     commands.append(f"edgegen train {name} --data digits -o {checkpoint}")
     if not (checkpoint / "history.json").is_file():
-        train(name, "digits", checkpoint, report=report)
+        train(name, "digits", checkpoint, Options(resume=True), report=report)
     return checkpoint
 
 

@@ -80,6 +80,7 @@ def tokenizer_config(special: Special, positions: int, chat_template: str) -> di
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": positions,
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],  # else transformers adds a third
         **named,
         **template,
     }
