@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/models.py [--only NAME] [--output FOLDER]
 
 Each model is exported at fp32 and int8 to ONNX and OpenVINO, verified on both engines, profiled in
-turns in fresh processes, and compared; the commands are the ones that a user would type. (The
-terrain U-Net at fp16: its static int8 is refused, 14 dB and less.) The table is written to benchmarks/results/models.md and between the markers in README.md.
+turns in fresh processes, and compared; the commands are the ones that a user would type. The
+terrain U-Net goes at fp16: its static int8 is refused, at 14 dB and less. The table is written to
+benchmarks/results/models.md and between the markers in README.md.
 """
 
 from __future__ import annotations
