@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import os
 import platform
 import shutil
@@ -12,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
 from edgegen import __version__, records, rooms
 from edgegen.bundle import (
@@ -32,23 +30,20 @@ from edgegen.bundle import (
     sums,
     write_golden,
 )
+from edgegen.calibration import Calibration, calibration
 from edgegen.devices import meters
 from edgegen.errors import NotFoundError, ParityError, UsageError
-from edgegen.exporters import PRECISIONS, is_text, quantize_graph, write_graph
+from edgegen.exporters import PRECISIONS, quantize_graph, write_graph
 from edgegen.exporters._fixed import fix
 from edgegen.parity import cases, keep
 from edgegen.runtimes import deploy
-from edgegen.runtimes.loops.oneshot import draw
 from edgegen.sources import Model, Part, open_source
-from edgegen.spec import Feed, GraphSpec
 from edgegen.verify import check_case
 
 Report = Callable[[str, int, int], None]
 
 # Which engine proves a format at export.
 ENGINE_OF = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
-CALIBRATION_BATCHES, CALIBRATION_BATCH = 32, 8
-CALIBRATION_VALUES = 64 * 64 * 8  # a batch; one large image has as many values as many small ones
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "numpy", "tokenizers")
 
 # Real text for the quality figure: random tokens say little about a language model.
@@ -187,12 +182,12 @@ def _check_usage(formats: Sequence[str], precisions: Sequence[str], group_size: 
 def _artifacts(
     drawn: _Drawn, folder: Path, precision: str, data: str | None, group: int, report: Report
 ) -> Iterator[Artifact]:
-    calibration = _calibration(drawn.model, precision, data)
+    batches = calibration(drawn.model, precision, data)
     for kind in drawn.formats:
         total = len(drawn.model.parts)
         for done, (name, part) in enumerate(drawn.model.parts.items()):
             report(f"{precision} in {kind}", done, total)
-            feeds, origin = calibration.get(name, ((), ""))
+            feeds, origin = batches.get(name, Calibration())
             artifact = quantize_graph(
                 part.spec, folder, kind, precision=precision, calibration=feeds, group=group
             )
@@ -213,62 +208,6 @@ def _prompt(model: Model) -> tuple[int, ...]:
     tokenizer = Tokenizer.from_str(model.files["tokenizer.json"].decode())
     ids = tokenizer.encode(SAMPLE, add_special_tokens=False).ids
     return tuple(ids[: min(PROMPT_TOKENS, model.loop.max_positions)])
-
-
-def _calibration(
-    model: Model, precision: str, data: str | None
-) -> dict[str, tuple[Sequence[Feed], str]]:
-    """Calibration batches and a note on where they come from, for every graph with convolutions."""
-    if precision != "int8":
-        return {}
-    data = data or next((h["data"] for h in reversed(model.history) if "data" in h), None)
-    found: dict[str, tuple[Sequence[Feed], str]] = {}
-    for name, (module, graph) in model.parts.items():
-        if not is_text(graph) and _has_convolutions(module):
-            found[name] = _batches(graph, data)
-    return found
-
-
-def _batches(graph: GraphSpec, data: str | None) -> tuple[list[Feed], str]:
-    """Images of `data` where an input has their shape, else draws in the bounds of the spec."""
-    rng = np.random.default_rng(2)
-    free = {n for s in graph.inputs for n in s.shape if isinstance(n, str)}
-    each = max(math.prod(n for n in s.shape if isinstance(n, int)) for s in graph.inputs)
-    batch = min(CALIBRATION_BATCH, max(1, CALIBRATION_VALUES // each))
-    sizes = dict.fromkeys(free, 8) | {"batch": batch}
-    sizes = {n: min(size, graph.limits.get(n, size)) for n, size in sizes.items()}
-    images = _images_for(graph, data)
-    feeds: list[Feed] = []
-    for index in range(CALIBRATION_BATCHES):
-        given: dict[str, Any] = {}
-        if images is not None:
-            rows = np.arange(batch) + index * batch
-            given[graph.inputs[0].name] = images[rows % len(images)]
-        feeds.append(draw(graph, sizes, rng, given))
-    if images is not None:
-        return feeds, f"calibrated on {data}"
-    return feeds, "calibrated on inputs drawn from their range"
-
-
-def _images_for(graph: GraphSpec, data: str | None) -> Any:
-    shape = graph.inputs[0].shape
-    if data is None or data.startswith("text:") or len(shape) != 4 or isinstance(shape[0], int):
-        return None
-    from edgegen.data import images
-
-    found = images(data)
-    return found if found.shape[1:] == shape[1:] else None
-
-
-def _has_convolutions(module: Any) -> bool:
-    if isinstance(module, Path):
-        import onnx
-
-        nodes = onnx.load(module, load_external_data=False).graph.node
-        return any(node.op_type in ("Conv", "ConvTranspose") for node in nodes)
-    import torch
-
-    return any(isinstance(m, torch.nn.modules.conv._ConvNd) for m in module.modules())
 
 
 def _prove(folder: Path, manifest: Manifest, golden: list[Case], report: Report) -> list[Drift]:
