@@ -105,10 +105,10 @@ def _unlike(want: Array, found: Array | None) -> str:
     """Why two outputs cannot be compared as numbers; empty when they can."""
     if found is None or found.shape != want.shape:
         what = "nothing" if found is None else list(found.shape)
-        return f"wanted {list(want.shape)}, found {what}"
+        return f"shape {list(want.shape)}, found {what}"
     if not np.isfinite(want).all():
         return "the reference is not finite, which proves nothing"
-    return "" if np.isfinite(found).all() else "wanted finite numbers"
+    return "" if np.isfinite(found).all() else "finite numbers"
 
 
 def sqnr_db(want: Array, found: Array) -> float:

@@ -81,9 +81,12 @@ def _drop_round_trips(model: Any) -> None:
         before = casts.get(node.input[0])
         if name.endswith("_cast_to_fp32") and before is not None:
             across[name] = before.input[0]
+    written: set[str] = set()
     for node in list(model.graph.node):
-        if node.output[0] in across:
+        twice = node.op_type == "Cast" and node.output[0] in written  # once for each reader
+        if node.output[0] in across or twice:
             model.graph.node.remove(node)
+        written |= set(node.output)
         for index, name in enumerate(node.input):
             node.input[index] = across.get(name, name)
 

@@ -12,7 +12,6 @@ from edgegen.errors import NotFoundError, ParityError, UnsupportedError, UsageEr
 from edgegen.export import export
 from edgegen.exporters import onnx as onnx_exporter
 from edgegen.runtimes import deploy
-from edgegen.sources import open_source
 
 FILE = """import torch
 
@@ -103,7 +102,7 @@ def test_what_the_file_computes_is_checked_not_what_was_asked(user_file, tmp_pat
     source, options = flat(user_file)
     export(source, tmp_path / "out", **options)
     before = (tmp_path / "out/manifest.json").read_bytes()
-    save = onnx_exporter._save
+    save = onnx_exporter.save
 
     def tamper(model, path):
         weight = next(w for w in model.graph.initializer if len(w.dims) == 2)
@@ -112,7 +111,7 @@ def test_what_the_file_computes_is_checked_not_what_was_asked(user_file, tmp_pat
         weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         save(model, path)
 
-    monkeypatch.setattr(onnx_exporter, "_save", tamper)
+    monkeypatch.setattr(onnx_exporter, "save", tamper)
     with pytest.raises(ParityError) as error:
         export(source, tmp_path / "out", **options)
     assert error.value.exit_code == 3
@@ -184,21 +183,6 @@ def test_a_foreign_file_is_proved_against_itself(exports, tmp_path):
     (bundle,) = export(source, tmp_path / "out", precisions=["int8"], formats=["onnx"])
     assert bundle.manifest.reference == "onnxruntime on the source file, fp32, unoptimised"
     assert {layer.precision for layer in bundle.manifest.artifacts[0].ledger} == {"int8"}
-
-
-@pytest.mark.slow
-def test_int8_of_images_is_calibrated_on_what_is_given(tiny_checkpoint, tmp_path):
-    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
-    model = open_source(str(tiny_checkpoint("vae")))
-    feeds, origin = exporting._calibration(model, "int8", "digits")["encoder"]
-    assert origin == "calibrated on digits"
-    assert len(feeds) == exporting.CALIBRATION_BATCHES
-    assert feeds[0]["image"].shape == (8, 1, 8, 8)
-    assert 0 <= feeds[0]["image"].min() < feeds[0]["image"].max() <= 1
-    drawn, origin = exporting._calibration(model, "int8", "digits")["decoder"]
-    assert origin == "calibrated on inputs drawn from their range"
-    assert drawn[0]["latent"].shape == (8, 16)
-    assert exporting._calibration(model, "fp32", "digits") == {}
 
 
 @pytest.mark.parametrize(

@@ -85,10 +85,10 @@ def test_one_outlier_among_many_fails_in_fp32_whatever_the_sqnr():
 @pytest.mark.parametrize(
     ("want", "found", "rule"),
     [
-        (WANT, None, "wanted [1, 3], found nothing"),
-        (WANT, WANT[:, :2], "wanted [1, 3], found [1, 2]"),
-        (WANT, WANT * np.float32("nan"), "wanted finite numbers"),
-        (WANT, WANT * np.float32("inf"), "wanted finite numbers"),
+        (WANT, None, "shape [1, 3], found nothing"),
+        (WANT, WANT[:, :2], "shape [1, 3], found [1, 2]"),
+        (WANT, WANT * np.float32("nan"), "finite numbers"),
+        (WANT, WANT * np.float32("inf"), "finite numbers"),
         (WANT * np.float32("nan"), WANT, "the reference is not finite, which proves nothing"),
     ],
 )

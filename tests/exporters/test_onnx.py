@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgegen.bundle import open_bundle
+from edgegen.exporters import _onnx_quantize
 from edgegen.exporters import onnx as exporter
 from edgegen.spec import GraphSpec, TensorSpec
 
@@ -159,7 +160,7 @@ def test_the_group_size_asked_for_is_the_one_in_the_file(tmp_path):
 
 
 def test_weights_past_the_limit_of_protobuf_lie_beside_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporter, "LARGEST_INLINE", 100)
+    monkeypatch.setattr(_onnx_quantize, "LARGEST_INLINE", 100)
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
     source = save(tmp_path / "m.onnx", [node], [weight("w", 64, 64)], inputs=[("x", ["n", 64])])
     assert exporter.write(source, X, tmp_path / "model.onnx") == ()
