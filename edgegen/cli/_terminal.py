@@ -63,6 +63,8 @@ def _bars(console: Any) -> Iterator[Report]:
 
         def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
+                for shown in tasks.values():  # a long run has dozens: only the newest stays
+                    bars.update(shown, visible=False)
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
 
