@@ -92,7 +92,7 @@ def _check_shapes(bundle: Bundle, engine: ModuleType, device: str) -> None:
         loop = bundle.manifest.loop
         seq = f",seq={min(256, loop.max_positions)}" if isinstance(loop, Text) else ""
         raise UnsupportedError(
-            f"{bundle.path}: sizes left free ({', '.join(sorted(free))}), {device} needs fixed ones",
+            f"{bundle.path}: free sizes ({', '.join(sorted(free))}), {device} needs fixed ones",
             f"run: edgegen export SOURCE -o {bundle.path} --static batch=1{seq}",
         )
 

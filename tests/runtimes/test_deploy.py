@@ -121,7 +121,7 @@ def test_free_dimensions_are_refused_where_the_device_needs_fixed_ones(
     with pytest.raises(UnsupportedError, match="npu needs fixed ones") as error:
         deploy(as_format(text_bundle, kind), engine, "npu")
     assert error.value.hint.endswith("--static batch=1,seq=64")
-    with pytest.raises(UnsupportedError, match="batch\\), npu:1 needs") as error:
+    with pytest.raises(UnsupportedError, match=r"\(batch\), npu:1 needs") as error:
         deploy(as_format(image_bundle, kind), engine, "npu:1")
     assert error.value.hint.endswith("--static batch=1")
 
