@@ -45,7 +45,8 @@ def progress(quiet: bool = False) -> Iterator[Report]:
     """A bar on stderr for as long as the block runs; in a log, one line for each new task."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    # The stream of now: exporters send away what their libraries print to a later sys.stderr.
+    console = Console(file=sys.stderr)
     if quiet:
         yield lambda *_: None
     elif console.is_terminal:
