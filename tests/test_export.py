@@ -273,3 +273,22 @@ def test_onnxruntime_genai_reads_a_text_bundle_as_it_is(exports, precision):
         want = greedy(forward, np.array([prompt]), np.ones((1, 4), np.int64), len(found))
     assert len(found) >= 1
     assert found == want[0].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # optimum's and transformers' own deprecations
+def test_optimum_reads_a_text_bundle_as_it_is(exports):
+    reason = "optimum-onnx is not installed, or not beside this transformers"
+    peer = pytest.importorskip("optimum.onnxruntime", reason=reason, exc_type=ImportError)
+
+    prompt = torch.tensor([[5, 6, 7, 8]])
+    model = peer.ORTModelForCausalLM.from_pretrained(exports("gpt"))
+    mask = torch.ones_like(prompt)
+    found = model.generate(prompt, attention_mask=mask, max_new_tokens=12, do_sample=False)
+    with deploy(exports("gpt"), "onnxruntime") as deployment:
+        from edgegen.verify import greedy
+
+        forward = deployment.session("model").cached()
+        want = greedy(forward, prompt.numpy(), mask.numpy(), found.shape[1] - 4)
+    assert found.shape[1] > 4
+    assert found[0, 4:].tolist() == want[0].tolist()
