@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgegen import data, records, rooms
 from edgegen.errors import EdgeGenError, UsageError
-from edgegen.spec import Array
+from edgegen.spec import Array, Report, silent
 
 VALIDATION_WINDOWS = 256  # held-out windows of text that are looked at
 
@@ -38,9 +38,7 @@ class Material(NamedTuple):
         return hashlib.sha256(np.ascontiguousarray(self.training).data).hexdigest()
 
 
-def prepare(
-    family: str, source: str, config: dict[str, Any], report: data.Report = data.silent
-) -> Material:
+def prepare(family: str, source: str, config: dict[str, Any], report: Report = silent) -> Material:
     """Read a data set and make the family's configuration fit it; `config` has the last word.
 
     Raises:
@@ -117,7 +115,7 @@ def _configure(kind: Any, given: dict[str, Any], found: dict[str, Any], default:
     return asked
 
 
-def _images(kind: Any, source: str, config: dict[str, Any], report: data.Report) -> Material:
+def _images(kind: Any, source: str, config: dict[str, Any], report: Report) -> Material:
     images = data.images(source, report)
     num, channels, high, wide = images.shape
     if high != wide:
@@ -129,7 +127,7 @@ def _images(kind: Any, source: str, config: dict[str, Any], report: data.Report)
     return Material(images[mine], images[held], fit)
 
 
-def _text(kind: Any, source: str, config: dict[str, Any], report: data.Report) -> Material:
+def _text(kind: Any, source: str, config: dict[str, Any], report: Report) -> Material:
     """Nine tenths of the text to train on, tokenizer included; the last tenth is held out."""
     text = data.text(source)
     cut = len(text) * 9 // 10

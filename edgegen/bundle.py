@@ -12,6 +12,8 @@ BUNDLE/
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -58,19 +60,35 @@ class FileSum(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Drift(Struct, frozen=True, forbid_unknown_fields=True):
-    """How far one output of one parity case is from torch fp32.
+    """How far one output of one parity case is from torch fp32, and the rule that it is held to.
 
-    `limit` is the largest `max_abs_error` allowed, or the smallest `sqnr_db`, as `rule` says.
+    The numbers are None where there are none: for a quality figure or tokens, which the rule
+    quotes, and for outputs that cannot be compared.
     """
 
     engine: str
     graph: str
     case: str
     output: str
-    max_abs_error: float
-    sqnr_db: float
+    max_abs_error: float | None
+    sqnr_db: float | None
     rule: str
     ok: bool
+
+    def numbers(self) -> tuple[str, str]:
+        """The largest absolute error and the SQNR in dB, as text."""
+        error, sqnr = self.max_abs_error, self.sqnr_db
+        return "-" if error is None else f"{error:.3g}", "-" if sqnr is None else f"{sqnr:.1f}"
+
+
+def worst(rows: Iterable[Drift]) -> Drift:
+    """The row furthest off: one that failed without a number before any that has one."""
+
+    def key(row: Drift) -> tuple[bool, float]:
+        unknown = math.inf if row.ok else -math.inf
+        return row.ok, unknown if row.sqnr_db is None else row.sqnr_db
+
+    return min(rows, key=key)
 
 
 class Text(Struct, frozen=True, forbid_unknown_fields=True, tag="autoregressive"):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import glob
 import gzip
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,14 @@ from numpy.typing import NDArray
 
 from edgegen import rooms
 from edgegen.errors import FormatError, NotFoundError, UsageError
+from edgegen.spec import Report, silent
 
-Report = Callable[[str, int, int], None]
 Images = NDArray[np.float32]
 
 KINDS = ("digits", "idx", "images", "text")
 PICTURES = (".png", ".jpg", ".jpeg")
 GREY, COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 END = "<|endoftext|>"  # between two files of text; the tokenizer's end-of-sequence token
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A report that says nothing."""
 
 
 def is_text(spec: str) -> bool:

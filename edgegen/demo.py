@@ -18,6 +18,7 @@ from edgegen.profile import Profile
 from edgegen.report import write_html
 from edgegen.rooms import nearest
 from edgegen.runtimes import deploy
+from edgegen.spec import Report
 from edgegen.train import Options, train
 from edgegen.workload import request_for
 
@@ -32,7 +33,6 @@ NEW_TOKENS = 48
 REPEATS = {"gpt": 10, "vae": 100, "gan": 100}
 ROUNDS = 5
 
-Report = Callable[[str, int, int], None]
 Note = Callable[[str], None]
 
 

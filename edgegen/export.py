@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -38,9 +38,8 @@ from edgegen.exporters._fixed import fix
 from edgegen.parity import cases, keep
 from edgegen.runtimes import deploy
 from edgegen.sources import Model, Part, open_source
+from edgegen.spec import Report, silent
 from edgegen.verify import check_case
-
-Report = Callable[[str, int, int], None]
 
 # Which engine proves a format at export.
 ENGINE_OF = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
@@ -52,10 +51,6 @@ SAMPLE = (
     "the window with a cup of tea and counted the boats as they became small against the light."
 )
 PROMPT_TOKENS = 32
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A `report` that says nothing."""
 
 
 def export(
@@ -234,8 +229,9 @@ def raise_unless_ok(rows: Sequence[Drift]) -> None:
     bad = [row for row in rows if not row.ok]
     if bad:
         worst = "\n".join(
-            f"  {r.engine} {r.graph} {r.case} {r.output}: max abs error {r.max_abs_error:.3g}, "
-            f"SQNR {r.sqnr_db:.1f} dB, wanted {r.rule}"
+            "  {} {} {} {}: max abs error {}, SQNR {} dB, wanted {}".format(
+                r.engine, r.graph, r.case, r.output, *r.numbers(), r.rule
+            )
             for r in bad[:8]
         )
         raise ParityError(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
 
 from edgegen import rooms
-from edgegen.bundle import Bundle, Drift, check_files, open_bundle
+from edgegen.bundle import Bundle, Drift, check_files, open_bundle, worst
 from edgegen.errors import MissingExtraError, ParityError
 from edgegen.runtimes import FIRST, ROOM
+from edgegen.spec import Report, silent
 from edgegen.verify import verify
 
 ALL = "all"
-Report = Callable[[str, int, int], None]
 
 
 class Proof(Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,7 +28,7 @@ class Proof(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def prove(
-    path: Path | str, runtime: str = ALL, device: str = "cpu", *, report: Report = lambda *_: None
+    path: Path | str, runtime: str = ALL, device: str = "cpu", *, report: Report = silent
 ) -> Proof:
     """Check the files of the bundle at `path`, then its golden data on one engine or on all.
 
@@ -80,11 +79,11 @@ def demand(proof: Proof) -> None:
     failed = [drift for drift in proof.drifts if not drift.ok]
     if not failed:
         return
-    worst = min(failed, key=lambda drift: drift.sqnr_db)
+    row = worst(failed)
     raise ParityError(
         f"{proof.bundle}: {len(failed)} of {len(proof.drifts)} outputs are out of tolerance; "
-        f"worst: {worst.engine} {worst.graph} {worst.case} {worst.output}: "
-        f"max abs error {worst.max_abs_error:.3g} ({worst.rule})",
+        f"worst: {row.engine} {row.graph} {row.case} {row.output}: "
+        f"max abs error {row.numbers()[0]} ({row.rule})",
         "the files are as exported, so the engine computes other numbers here: try another engine "
         "(--runtime), or look for a broken installation with: edgegen devices --doctor",
     )

@@ -11,6 +11,7 @@ from string import Template
 from typing import Any
 
 from edgegen import __version__, plots, records
+from edgegen.bundle import worst
 from edgegen.compare import Comparison, Row, families, headline
 from edgegen.metrics import FASTER
 from edgegen.profile import Profile
@@ -241,15 +242,16 @@ def _drifts(comparison: Comparison, profiles: Mapping[str, Profile]) -> str:
         drifts = profiles[row.name].drifts
         if drifts:
             within = sum(drift.ok for drift in drifts)
-            worst = min(drifts, key=lambda drift: (drift.ok, drift.sqnr_db))
+            far = worst(drifts)
+            error, sqnr = far.numbers()
             rows.append(
                 [
                     row.name,
                     f"{within} of {len(drifts)}",
-                    f"{worst.graph} {worst.case} {worst.output}",
-                    f"{worst.sqnr_db:.1f}",
-                    f"{worst.max_abs_error:.2g}",
-                    worst.rule,
+                    f"{far.graph} {far.case} {far.output}",
+                    sqnr,
+                    error,
+                    far.rule,
                     "ok" if within == len(drifts) else "too far",
                 ]
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,12 @@ from edgegen.errors import MismatchError
 
 Array = NDArray[Any]
 Feed = Mapping[str, Array]
+# (what is going on, steps done, steps in all): how library functions report progress.
+Report = Callable[[str, int, int], None]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A `Report` that says nothing."""
 
 
 class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -16,20 +16,15 @@ from edgegen import __version__, rooms
 from edgegen.bundle import Bundle, Drift, open_bundle
 from edgegen.errors import NotFoundError
 from edgegen.profile import SCHEMA_VERSION, Profile
-from edgegen.spec import Operator, Options
+from edgegen.spec import Operator, Options, Report, silent
 from edgegen.workload import Job
 
 T = TypeVar("T")
-Report = Callable[[str, int, int], None]
 
 WARM_SEED = 1_000_003  # warm-up prompts are not those that are timed
 PROFILED_RUNS = 3
 # Environment variables that change how an engine's threads run or wait.
 THREADING = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "ORT_", "OV_", "TBB_", "MALLOC_")
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A `Report` that says nothing."""
 
 
 def timed(loop: Generator[Any, None, T]) -> tuple[T, list[float]]:

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from edgegen import batches, checkpoint, images, records, resume, rooms
 from edgegen.batches import Material
-from edgegen.data import Report, silent
 from edgegen.errors import UnsupportedError, UsageError
 from edgegen.resume import Plan, Progress
-from edgegen.spec import ModelSpec
+from edgegen.spec import ModelSpec, Report, silent
 from edgegen.trainer import Recipe, Trainer, check_finite
 from edgegen.workers import Workers
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from msgspec import Struct
 
-from edgegen.bundle import Bundle, Case, Drift, OneShot, Text, read_golden
+from edgegen.bundle import Bundle, Case, Drift, OneShot, Text, read_golden, worst
 from edgegen.errors import FormatError
 from edgegen.runtimes import Deployment, deploy
 from edgegen.runtimes.loops.autoregressive import forward
@@ -16,12 +16,11 @@ from edgegen.spec import Array, CachedForward, Options, Session
 # A decode case holds prompts and torch's greedy tokens instead of one forward's tensors.
 DECODE = "decode"
 LAST_POSITION = "last-position"
-BEST_DB = 200.0  # what an exact result is given: infinity is not valid JSON
+BEST_DB = 200.0  # the most that is said of an exact result: infinity is not valid JSON
 # What quantized caches must reach: their error counts where it reaches the logits, but a cache
 # below this is another one. And the logits after a cache of a few positions repeated a hundred
 # times, which is no text: there the last position is on trial, not the weights.
 INNER_DB = 10.0
-WORST_ERROR = 3.4e38  # likewise for an output that is not finite
 
 
 class Tolerance(Struct, frozen=True):
@@ -85,7 +84,7 @@ def drifts(engine: str, case: Case, found: dict[str, Array], precision: str) -> 
     for name, want in case.outputs.items():
         got = found.get(name)
         if rule := _unlike(want, got):
-            yield Drift(engine, case.graph, case.name, name, WORST_ERROR, 0.0, rule, ok=False)
+            yield Drift(engine, case.graph, case.name, name, None, None, rule, ok=False)
             continue
         assert got is not None
         error = np.abs(got.astype(np.float64) - want)
@@ -97,8 +96,8 @@ def drifts(engine: str, case: Case, found: dict[str, Array], precision: str) -> 
             atol = limit.atol * max(1.0, float(np.abs(want).max(initial=0.0)))
             rule += f", allclose rtol {limit.rtol:g} atol {atol:.1g}"
             ok = ok and bool((error <= atol + limit.rtol * np.abs(want)).all())
-        worst = float(error.max(initial=0.0))
-        yield Drift(engine, case.graph, case.name, name, worst, sqnr, rule, ok)
+        largest = float(error.max(initial=0.0))
+        yield Drift(engine, case.graph, case.name, name, largest, sqnr, rule, ok)
 
 
 def _unlike(want: Array, found: Array | None) -> str:
@@ -130,7 +129,7 @@ def _worst_of_caches(rows: Iterator[Drift]) -> Iterator[Drift]:
         else:
             yield row
     if caches:
-        yield min(caches, key=lambda row: (row.ok, row.sqnr_db))
+        yield worst(caches)
 
 
 def _quality(
@@ -143,18 +142,19 @@ def _quality(
     if isinstance(loop, Text) and limit.top1 and case.name == "text" and "logits" in found:
         share = top1_agreement(case.outputs["logits"], found["logits"])
         rule = f"top-1 agreement {share:.3f} >= {limit.top1:g}"
-        return _figure(engine, case, "logits", 1 - share, rule, share >= limit.top1)
+        return _figure(engine, case, "logits", rule, share >= limit.top1)
     if isinstance(loop, OneShot) and limit.psnr_db and loop.image in case.outputs:
         low, high = loop.pixels
         psnr = psnr_db(case.outputs[loop.image], found[loop.image], high - low)
         rule = f"PSNR {psnr:.1f} >= {limit.psnr_db:g} dB"
-        return _figure(engine, case, loop.image, 0.0, rule, psnr >= limit.psnr_db)
+        return _figure(engine, case, loop.image, rule, psnr >= limit.psnr_db)
     return None
 
 
-def _figure(engine: str, case: Case, output: str, error: float, rule: str, ok: bool) -> Drift:
+def _figure(engine: str, case: Case, output: str, rule: str, ok: bool) -> Drift:
+    """A row whose figure stands in its rule: it is neither an error nor an SQNR."""
     name = f"{output} (quality)"
-    return Drift(engine, case.graph, case.name, name, error, BEST_DB if ok else 0.0, rule, ok)
+    return Drift(engine, case.graph, case.name, name, None, None, rule, ok)
 
 
 def top1_agreement(want: Array, found: Array) -> float:
@@ -181,7 +181,7 @@ def _decode_drift(engine: str, session: Session, case: Case, precision: str) -> 
         off += int((found != want).sum())
         told += " and torch"
     rule = f"cached decode equals {told}, {want.size} tokens: {off} differ"
-    return _figure(engine, case, "tokens", float(off), rule, off == 0)
+    return _figure(engine, case, "tokens", rule, off == 0)
 
 
 def greedy(step: CachedForward, prompt: Array, mask: Array, count: int) -> Array:

@@ -167,7 +167,9 @@ def test_gates_are_tried_on_every_row_but_the_first(make_profile):
 
 
 def test_gates_that_are_met_raise_nothing(make_profile):
-    require(compare([make_profile(), make_profile(1)], ["p50<=+50%", "rate>=-50%"]))
+    found = compare([make_profile(), make_profile(1)], ["p50<=+50%", "rate>=-50%"])
+    require(found)
+    assert [gate.met for gate in found.gates] == [True, True]
 
 
 def test_a_gate_within_the_interval_is_not_sure(make_profile):

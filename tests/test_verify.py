@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgegen import verify
-from edgegen.bundle import GOLDEN, Case, open_bundle, sums, write_golden
+from edgegen.bundle import GOLDEN, Case, Drift, Text, open_bundle, sums, worst, write_golden
 from edgegen.errors import FormatError
 
 WANT = np.array([[1.0, -2.0, 4.0]], np.float32)
@@ -94,8 +94,8 @@ def test_one_outlier_among_many_fails_in_fp32_whatever_the_sqnr():
 )
 def test_what_cannot_be_compared_fails_at_every_precision(precision, want, found, rule):
     drift = row(found, precision, want)
-    assert (drift.ok, drift.rule, drift.sqnr_db) == (False, rule, 0)
-    assert math.isfinite(drift.max_abs_error)
+    assert (drift.ok, drift.rule) == (False, rule)
+    assert drift.numbers() == ("-", "-")  # no figure where nothing could be measured
 
 
 def test_verify_gives_a_row_an_output_and_the_caches_as_their_worst(text_bundle):
@@ -161,4 +161,28 @@ def test_in_fp32_every_token_that_is_not_the_references_counts(toys):
 def test_at_every_precision_the_cache_must_agree_with_the_full_forward(toys):
     drift = decode(toys, Model(toys, bad=5), "int8", toys.continuation([5, 6, 7], 6))
     assert not drift.ok
-    assert drift.max_abs_error == 3
+    assert drift.rule.endswith("6 tokens: 3 differ")
+
+
+def test_the_worst_row_is_a_failed_one_and_first_of_those_one_without_a_number():
+    def made(ok, sqnr):
+        return Drift("e", "model", "one", "y", None if sqnr is None else 0.1, sqnr, "rule", ok)
+
+    fine, figure, off, lost = (
+        made(True, 90.0),
+        made(True, None),
+        made(False, 3.0),
+        made(False, None),
+    )
+    assert worst([figure, fine]) is fine
+    assert worst([figure, fine, off]) is off
+    assert worst([off, lost, fine]) is lost
+
+
+def test_a_quality_figure_stands_in_its_rule_and_is_given_no_error_and_no_sqnr():
+    case = Case("model", "text", {}, {"logits": np.eye(4, dtype=np.float32)[None]})
+    loop = Text(vocab_size=4, max_positions=8, layers=1, kv_heads=1, head_dim=1)
+    found = {"logits": case.outputs["logits"][:, ::-1]}
+    row = verify._quality("e", loop, case, found, "int8")
+    assert (row.ok, row.rule) == (False, "top-1 agreement 0.000 >= 0.8")
+    assert row.numbers() == ("-", "-")

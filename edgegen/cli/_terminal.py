@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# (what is going on, steps done, steps in all): library functions report progress through this
-# and know nothing of a terminal.
-Report = Callable[[str, int, int], None]
+if TYPE_CHECKING:
+    from edgegen.spec import Report
 
 
 def print_json(record: Any) -> None:

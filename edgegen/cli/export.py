@@ -99,13 +99,14 @@ def _row(bundle: Bundle, artifact: Artifact) -> tuple[str, ...]:
         if (drift.graph, FORMAT_OF.get(drift.engine, drift.engine))
         == (artifact.graph, artifact.format)
     ]
-    numbers = [drift for drift in mine if "(quality)" not in drift.output]
+    errors = [d.max_abs_error for d in mine if d.max_abs_error is not None]
+    decibels = [d.sqnr_db for d in mine if d.sqnr_db is not None]
     return (
         artifact.format,
         artifact.graph,
         ", ".join(f"{count} {name}" for name, count in became.items()),
         f"{bundle.size_mb(artifact.format):.2f}",
         f"{len(mine)} ok",
-        f"{max(drift.max_abs_error for drift in numbers):.2g}",
-        f"{min(drift.sqnr_db for drift in numbers):.1f}",
+        f"{max(errors):.2g}",
+        f"{min(decibels):.1f}",
     )

@@ -105,11 +105,14 @@ def _sums(layers: tuple[Layer, ...]) -> list[tuple[str, ...]]:
 
 def _print_drifts(found: Inspection) -> None:
     """The worst case of each engine, as it was when the bundle was made."""
+    from edgegen.bundle import worst
+
     for engine in dict.fromkeys(drift.engine for drift in found.drifts):
         mine = [drift for drift in found.drifts if drift.engine == engine]
-        worst = min(mine, key=lambda drift: (drift.ok, drift.sqnr_db))
+        far = worst(mine)
+        error, sqnr = far.numbers()
         typer.echo(
             f"drift at export, {engine}: {sum(d.ok for d in mine)} of {len(mine)} outputs ok; "
-            f"worst {worst.graph} {worst.case} {worst.output}: max abs error "
-            f"{worst.max_abs_error:.3g}, SQNR {worst.sqnr_db:.1f} dB (rule: {worst.rule})"
+            f"worst {far.graph} {far.case} {far.output}: max abs error {error}, SQNR {sqnr} dB "
+            f"(rule: {far.rule})"
         )

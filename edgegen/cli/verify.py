@@ -41,8 +41,7 @@ def _print(proof: Proof) -> None:
             drift.graph,
             drift.case,
             drift.output,
-            f"{drift.max_abs_error:.3g}",
-            f"{drift.sqnr_db:.1f}",
+            *drift.numbers(),
             drift.rule,
             "ok" if drift.ok else "FAILED",
         )

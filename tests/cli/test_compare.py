@@ -71,8 +71,11 @@ def test_a_missed_gate_ends_with_4(files):
     assert "error: 2 of 2 gates missed: size<=1MB" in done.stderr
 
 
-def test_gates_that_are_met_pass(compare, files):
+def test_gates_that_are_met_pass(compare, files, capsys):
     compare(*files, "--gate", "p50<=+50%", "--gate", "peak_rss<=1GB")
+    out = capsys.readouterr().out
+    assert "met" in out
+    assert "MISSED" not in out
 
 
 def test_a_report_is_written(compare, files, tmp_path, capsys):
