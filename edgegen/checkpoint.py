@@ -100,9 +100,24 @@ def load(path: Path | str) -> Checkpoint:
 
 
 def build(spec: ModelSpec, place: str = "config") -> nn.Module:
-    """A new model of that family and configuration; `place` is named in errors."""
+    """A new model of that family and configuration, pruned, quantized and adapted as `spec` says.
+
+    Its weights are still to be filled in; `place` is named in errors.
+    """
     family = rooms.load("edgegen.models", spec.family)
     net: nn.Module = family.Net(records.convert(family.Config, spec.config, place))
+    if spec.shapes:
+        from edgegen.structure import resize
+
+        resize(net, spec.shapes)
+    if spec.adapters:
+        from edgegen.adapters import attach as adapt
+
+        adapt(net, spec.adapters)
+    if spec.layers:
+        from edgegen.quantized import attach as quantize
+
+        quantize(net, spec.layers)
     return net
 
 
