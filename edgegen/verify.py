@@ -10,7 +10,7 @@ from msgspec import Struct
 from edgegen.bundle import Bundle, Case, Drift, OneShot, Text, read_golden, worst
 from edgegen.errors import FormatError
 from edgegen.runtimes import Deployment, deploy
-from edgegen.runtimes.loops.autoregressive import forward
+from edgegen.runtimes.loops.autoregressive import forward, full_forward
 from edgegen.spec import Array, CachedForward, Options, Session
 
 # A decode case holds prompts and torch's greedy tokens instead of one forward's tensors.
@@ -201,15 +201,6 @@ def contradictions(session: Session, prompt: Array, mask: Array, tokens: Array, 
     """How many `tokens` the full forward does not also put first, ties within `near` aside."""
     ids = np.concatenate([prompt, tokens[:, :-1]], axis=1)
     mask = np.concatenate([mask, np.ones_like(tokens[:, :-1])], axis=1)
-    feed = {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
-    }
-    for spec in session.graph.inputs:
-        if spec.name.startswith("past_key_values."):
-            shape = [{"batch": len(ids)}.get(n, 0) if isinstance(n, str) else n for n in spec.shape]
-            feed[spec.name] = np.zeros(shape, spec.dtype)
-    logits = session.run(feed)["logits"][:, prompt.shape[1] - 1 :]
+    logits = full_forward(session, ids, mask)[:, prompt.shape[1] - 1 :]
     chosen = np.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return int((chosen < logits.max(-1) - near * np.abs(logits).max()).sum())
