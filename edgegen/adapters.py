@@ -110,7 +110,8 @@ def attach(
             )
         if hasattr(layers[name], CHILD):
             raise UsageError(f"{name} has an adapter already", "merge it first: merge = true")
-        setattr(layers[name], CHILD, LowRank(layers[name], rank, scale, dropout))
+        adapter = LowRank(layers[name], rank, scale, dropout).train(layers[name].training)
+        layers[name].add_module(CHILD, adapter)
         layers[name].register_forward_hook(_add)
 
 
@@ -131,7 +132,7 @@ def low_rank(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     assert isinstance(layer, nn.ConvTranspose2d)
     inner = functional.conv2d(x, a[:, :, None, None])
     where = (layer.stride, layer.padding, layer.output_padding, 1, layer.dilation)
-    return functional.conv_transpose2d(inner, b, None, *where)  # type: ignore[arg-type]
+    return functional.conv_transpose2d(inner, b, None, *where)
 
 
 def delta(layer: nn.Module, a: Tensor, b: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ def merge(net: nn.Module) -> tuple[str, ...]:
         layer = net.get_submodule(name)
         with torch.no_grad():
             change = delta(layer, adapter.A, adapter.B) * adapter.scale
-            layer.weight.add_(change.to(layer.weight.dtype))  # type: ignore[operator,union-attr,arg-type]
+            layer.weight.add_(change.to(layer.weight.dtype))
     detach(net)
     return tuple(found)
 
