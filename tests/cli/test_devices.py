@@ -4,10 +4,15 @@ import json
 
 import pytest
 
+from edgegen.cli import app
 from edgegen.cli import devices as command
 from edgegen.devices import Device
 from edgegen.doctor import Finding
 from edgegen.survey import Engine, Survey
+
+
+def devices(*args):
+    app(["devices", *map(str, args)], standalone_mode=False)
 
 
 def test_devices_engines_and_what_is_not_installed_are_shown(capsys):
@@ -49,14 +54,14 @@ def test_devices_engines_and_what_is_not_installed_are_shown(capsys):
 
 @pytest.mark.slow
 def test_json_is_the_survey_of_this_machine(capsys):
-    command.devices(json=True, doctor=False)
+    devices("--json")
     found = json.loads(capsys.readouterr().out)
     assert found["devices"][0]["name"] == "cpu"
     assert {engine["name"] for engine in found["engines"]} >= {"onnxruntime", "openvino", "torch"}
 
 
 def test_the_table_of_this_machine_is_drawn(capsys):
-    command.devices(json=False, doctor=False)
+    devices()
     assert "devices by its own names" in capsys.readouterr().out
 
 
@@ -73,7 +78,7 @@ def test_findings_are_printed_with_the_command_that_mends_them(capsys):
 
 
 def test_the_doctors_json_is_a_list_of_findings(capsys):
-    command.devices(json=True, doctor=True)
+    devices("--doctor", "--json")
     assert all(
         {"problem", "fix", "optional"} == set(f) for f in json.loads(capsys.readouterr().out)
     )
