@@ -94,15 +94,16 @@ def times(ratio: Ratio | None) -> str:
     if ratio is None:
         return "-"
     if ratio.low is None or ratio.high is None:
-        return f"{1 / ratio.value:.2f}x (no interval: {ratio.verdict})"
-    fast = ratio.value <= 1
-    value, low, high = (
-        (1 / ratio.value, 1 / ratio.high, 1 / ratio.low)
-        if fast
-        else (ratio.value, ratio.low, ratio.high)
+        return f"{_factor(ratio.value)}, not sure: {ratio.verdict}"
+    low, high = sorted(
+        (ratio.low, ratio.high) if ratio.value > 1 else (1 / ratio.low, 1 / ratio.high)
     )
     sure = "" if ratio.verdict in ("faster", "slower") else ", not sure"
-    return f"{value:.2f}x {'faster' if fast else 'slower'} ({low:.2f} to {high:.2f}){sure}"
+    return f"{_factor(ratio.value)} ({low:.2f} to {high:.2f}){sure}"
+
+
+def _factor(ratio: float) -> str:
+    return f"{1 / ratio:.2f}x faster" if ratio <= 1 else f"{ratio:.2f}x slower"
 
 
 def _mb(value: float | None) -> str:

@@ -101,6 +101,24 @@ def read(name: str | Path) -> Recipe:
     return recipe
 
 
+# The option that a method's own value on the command line fills: --prune 0.5, --quantize int8.
+VALUE_OF = {"prune": "ratio", "quantize": "precision", "distil": "teacher", "lora": "rank"}
+
+
+def alone(kind: str, value: str, options: dict[str, Any]) -> Recipe:
+    """A recipe of one step; `value` is for the option that matters most.
+
+    Raises:
+        UsageError: that option stands in `options` as well.
+    """
+    name = VALUE_OF.get(kind)
+    if name and value:
+        if name in options:
+            raise UsageError(f"--{kind} {value} and --set {name}={options[name]}", "give one")
+        options = {name: value} | options
+    return Recipe((Step(kind, options),))
+
+
 def shipped() -> list[str]:
     """The names of the recipes that come with EdgeGen."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))

@@ -58,8 +58,22 @@ def _print(found: Inspection, layers: bool) -> None:
     for file in found.files:
         _print_file(file, layers)
     _print_drifts(found)
-    for step in found.history:
-        typer.echo("history: " + ", ".join(f"{key} {value}" for key, value in step.items()))
+    _print_history(found)
+
+
+def _print_history(found: Inspection) -> None:
+    """Compression as one table, with what its methods have to say; all else a line each."""
+    from edgegen.history import COLUMNS, rows, steps_of
+
+    for entry in found.history:
+        if "verdict" not in entry:
+            typer.echo("history: " + ", ".join(f"{key} {value}" for key, value in entry.items()))
+    steps = steps_of(found.history)
+    if steps:
+        _terminal.print_table(COLUMNS, rows(steps), "compression")
+    for number, step in enumerate(steps, start=1):
+        for name, note in step.notes.items():
+            typer.echo(f"step {number}, {step.kind}: {name}: {note}")
 
 
 def _tensor(tensor: TensorSpec) -> tuple[str, str, str]:

@@ -86,7 +86,7 @@ def compress(
 
     `source` is a checkpoint or whatever else brings torch weights; `recipe` a file, the name of a
     shipped one, or a `Recipe`. Each step is measured on `target` against the one before, unless
-    the recipe or `measure` says that it is not to be, and its entry is given to `show` at once.
+    the recipe or `measure` says that it is not to be; its entry is given to `show` at once.
     Until the end everything is in `OUTPUT.compressing`.
 
     Raises:
@@ -196,6 +196,7 @@ def _one_step(run: _Run, before: Work, number: int, measured: int) -> tuple[Work
         _apply(run, before, number, path)
     work, entry = _load(path)
     if _is_settled(entry.verdict):
+        run.show(entry)
         return work, entry
     verdict = _verdict(run, work, number, measured, entry.verdict)
     entry = msgspec.structs.replace(entry, verdict=verdict)
