@@ -16,7 +16,7 @@ from edgegen.bundle import Text
 from edgegen.errors import UnsupportedError, UsageError
 from edgegen.runtimes._memory import afford
 from edgegen.runtimes.loops import _sampling
-from edgegen.spec import Array, CachedForward, Feed, Request, Sampling, Session
+from edgegen.spec import Array, CachedForward, Decoder, Feed, Request, Sampling, Session
 
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -45,12 +45,19 @@ def steps(
     _check_batch(session, request.batch)
     check(request, loop, positions(session, loop))
     prompts = request.prompts or random_prompts(loop, request, rng)
-    decoder = PlainDecoder(forward(session), loop.vocab_size, request.seed)
+    decoder = _decoder(session, loop, request)
     return _tokens(decoder, () if request.ignore_eos else loop.eos, request, prompts)
 
 
+def _decoder(session: Session, loop: Text, request: Request) -> Decoder:
+    """The engine's own where it has one for this sampling."""
+    offer = getattr(session, "decoder", None)
+    own: Decoder | None = offer(request.sampling) if offer else None
+    return own or PlainDecoder(forward(session), loop.vocab_size, request.seed)
+
+
 def _tokens(
-    decoder: PlainDecoder, ends: Sequence[int], request: Request, prompts: Prompts
+    decoder: Decoder, ends: Sequence[int], request: Request, prompts: Prompts
 ) -> Generator[Array, None, list[list[int]]]:
     out: list[list[int]] = [[] for _ in prompts]
     live = np.ones(len(prompts), bool)

@@ -1,0 +1,213 @@
+/* The arithmetic, written once over lanes (I16, F16, W64) and compiled for each kind of CPU.
+
+   Loops without lanes are left to the compiler, which may reorder sums only where `omp simd` says. */
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+INLINE int32_t four(const int8_t *from) {
+    int32_t x;
+    memcpy(&x, from, 4);
+    return x;
+}
+
+/* 16 * blocks rows of `tokens` inputs at 4 or 8 bit; both counts are constants where it is used. */
+INLINE void tile(const Matrix *m, const Input *in, int token, int tokens, int block, int blocks,
+                 int bits, float *y, size_t stride) {
+    const int groups = m->k / GROUP, line = 64 * bits / 8, lines = GROUP / 4;
+    const int32_t offset = bits == 8 ? OFFSET8 : 8;
+    const size_t group_bytes = (size_t)lines * line;
+    F16 total[8];
+    UNROLL for (int i = 0; i < tokens * blocks; i++) total[i] = f16_zero();
+    for (int g = 0; g < groups; g++) {
+        I16 sum[8];
+        const int8_t *x = in->q + (size_t)token * m->k + (size_t)g * GROUP;
+        const uint8_t *w = m->weights + ((size_t)block * groups + g) * group_bytes;
+        UNROLL for (int t = 0; t < tokens; t++)
+            UNROLL for (int b = 0; b < blocks; b++)
+                sum[t * blocks + b] = i16_set(-offset * in->sum[(size_t)(token + t) * groups + g]);
+        for (int k = 0; k < lines * bits / 8; k++)
+            UNROLL for (int b = 0; b < blocks; b++) {
+                const uint8_t *at = w + (size_t)b * groups * group_bytes + (size_t)k * 64;
+                if (bits == 8) {
+                    W64 both = w64_load8(at);
+                    UNROLL for (int t = 0; t < tokens; t++)
+                        sum[t * blocks + b] =
+                            i16_dot(sum[t * blocks + b], both, four(x + (size_t)t * m->k + 4 * k));
+                } else {
+                    W64 both = w64_load(at), low = w64_low(both), high = w64_high(both);
+                    UNROLL for (int t = 0; t < tokens; t++) {
+                        const int8_t *eight = x + (size_t)t * m->k + 8 * k;
+                        I16 part = i16_dot(sum[t * blocks + b], low, four(eight));
+                        sum[t * blocks + b] = i16_dot(part, high, four(eight + 4));
+                    }
+                }
+            }
+        UNROLL for (int b = 0; b < blocks; b++) {
+            F16 scale = f16_half(m->scales + ((size_t)(block + b) * groups + g) * ROWS);
+            UNROLL for (int t = 0; t < tokens; t++)
+                total[t * blocks + b] = f16_scaled(total[t * blocks + b], sum[t * blocks + b], scale,
+                                                   in->scale[(size_t)(token + t) * groups + g]);
+        }
+    }
+    UNROLL for (int t = 0; t < tokens; t++)
+        UNROLL for (int b = 0; b < blocks; b++) {
+            F16 out = total[t * blocks + b];
+            if (m->bias) out = f16_add(out, f16_load(m->bias + (size_t)(block + b) * ROWS));
+            f16_store(y + (size_t)(token + t) * stride + (size_t)(block + b) * ROWS, out);
+        }
+}
+
+INLINE void exact_tile(const Matrix *m, const Input *in, int token, int tokens, int block, float *y,
+                       size_t stride) {
+    const float *w = (const float *)m->weights + (size_t)block * m->k * ROWS;
+    F16 total[4];
+    UNROLL for (int t = 0; t < tokens; t++) total[t] = f16_zero();
+    for (int k = 0; k < m->k; k++) {
+        F16 line = f16_load(w + (size_t)k * ROWS);
+        UNROLL for (int t = 0; t < tokens; t++)
+            total[t] = f16_fma(total[t], line, in->exact[(size_t)(token + t) * m->k + k]);
+    }
+    UNROLL for (int t = 0; t < tokens; t++) {
+        if (m->bias) total[t] = f16_add(total[t], f16_load(m->bias + (size_t)block * ROWS));
+        f16_store(y + (size_t)(token + t) * stride + (size_t)block * ROWS, total[t]);
+    }
+}
+
+/* All tokens over the blocks of rows [block, end), in tiles whose sums fit the registers. */
+INLINE void rows_of(const Matrix *m, const Input *in, int tokens, int block, int end, int bits,
+                    float *y, size_t stride) {
+    int token = 0;
+    for (; token + 4 <= tokens; token += 4) {
+        int b = block;
+        for (; b + 2 <= end; b += 2) tile(m, in, token, 4, b, 2, bits, y, stride);
+        for (; b < end; b++) tile(m, in, token, 4, b, 1, bits, y, stride);
+    }
+    for (; token < tokens; token++) {
+        int b = block;
+        for (; b + 4 <= end; b += 4) tile(m, in, token, 1, b, 4, bits, y, stride);
+        for (; b < end; b++) tile(m, in, token, 1, b, 1, bits, y, stride);
+    }
+}
+
+static void project(const Matrix *m, const Input *in, int tokens, int block, int end, float *y,
+                    size_t stride) {
+    if (m->bits == 8) rows_of(m, in, tokens, block, end, 8, y, stride);
+    if (m->bits == 4) rows_of(m, in, tokens, block, end, 4, y, stride);
+    if (m->bits != 32) return;
+    for (int b = block; b < end; b++) {
+        int token = 0;
+        for (; token + 4 <= tokens; token += 4) exact_tile(m, in, token, 4, b, y, stride);
+        for (; token < tokens; token++) exact_tile(m, in, token, 1, b, y, stride);
+    }
+}
+
+/* q = round(x / scale) in -127..127, scale = largest of the group / 127. */
+static void quantize(const float *x, int tokens, int k, Input *in) {
+    const int groups = k / GROUP;
+    for (int g = 0; g < tokens * groups; g++) {
+        const float *from = x + (size_t)g * GROUP;
+        float most = 0;
+#pragma omp simd reduction(max : most)
+        for (int i = 0; i < GROUP; i++) most = fmaxf(most, fabsf(from[i]));
+        const float inverse = most > 0 ? 127.0f / most : 0;
+        int32_t sum = 0;
+        int8_t *to = in->q + (size_t)g * GROUP;
+#pragma omp simd reduction(+ : sum)
+        for (int i = 0; i < GROUP; i++) {
+            int32_t q = (int32_t)rintf(from[i] * inverse);
+            to[i] = (int8_t)q;
+            sum += q;
+        }
+        in->scale[g] = most / 127.0f;
+        in->sum[g] = sum;
+    }
+}
+
+static void normalise(const float *x, const Norm *norm, int tokens, int width, float epsilon,
+                      float *y) {
+    for (int t = 0; t < tokens; t++, x += width, y += width) {
+        float mean = 0, square = 0;
+        if (norm->bias) {
+#pragma omp simd reduction(+ : mean)
+            for (int i = 0; i < width; i++) mean += x[i];
+            mean /= (float)width;
+        }
+#pragma omp simd reduction(+ : square)
+        for (int i = 0; i < width; i++) square += (x[i] - mean) * (x[i] - mean);
+        const float factor = 1.0f / sqrtf(square / (float)width + epsilon);
+        if (norm->bias)
+            for (int i = 0; i < width; i++) y[i] = (x[i] - mean) * factor * norm->weight[i] + norm->bias[i];
+        else
+            for (int i = 0; i < width; i++) y[i] = x[i] * factor * norm->weight[i];
+    }
+}
+
+/* e^x by 2^whole * polynomial, to 2 ulp or so, in a form that compilers vectorise.
+   Source: Cephes, expf. */
+INLINE float exponential(float x) {
+    x = fminf(fmaxf(x, -87.0f), 88.0f);
+    const float whole = rintf(x * 1.44269504f);
+    const float f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    const int32_t bits = ((int32_t)whole + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+/* One head of one token over `count` keys and values (count, head_dim); mask 0 hides a key, but
+   never the last, which is the token itself. */
+static void attend(const float *query, const float *keys, const float *values, const uint8_t *mask,
+                   int count, int head_dim, float *scores, float *y) {
+    const float scale = 1.0f / sqrtf((float)head_dim);
+    float most = -INFINITY, sum = 0;
+    for (int j = 0; j < count; j++) {
+        const float *key = keys + (size_t)j * head_dim;
+        float dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (int i = 0; i < head_dim; i++) dot += query[i] * key[i];
+        scores[j] = mask[j] || j == count - 1 ? dot * scale : -INFINITY;
+        most = fmaxf(most, scores[j]);
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < count; j++) {
+        float share = scores[j] == -INFINITY ? 0.0f : exponential(scores[j] - most);
+        scores[j] = share;
+        sum += share;
+    }
+    memset(y, 0, sizeof(float) * (size_t)head_dim);
+    for (int j = 0; j < count; j++) {
+        const float *value = values + (size_t)j * head_dim, share = scores[j] / sum;
+#pragma omp simd
+        for (int i = 0; i < head_dim; i++) y[i] += share * value[i];
+    }
+}
+
+/* gate = silu(gate) * up */
+static void gated(float *gate, const float *up, int count) {
+#pragma omp simd
+    for (int i = 0; i < count; i++) gate[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
+}
+
+/* GELU by its tanh formula; tanh(z) = 1 - 2 / (1 + e^2z). */
+static void gelu(float *x, int count) {
+#pragma omp simd
+    for (int i = 0; i < count; i++) {
+        const float z = 0.7978845608f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
+        x[i] = x[i] * (1.0f - 1.0f / (1.0f + exponential(2.0f * z)));
+    }
+}
+
+const Kernels KERNELS = {KERNELS_NAME, project, quantize, normalise, attend, gated, gelu};
+
+#undef INLINE
+#undef UNROLL

@@ -1,0 +1,21 @@
+/* The kernels for CPUs with avx2,fma,f16c,avxvnni. */
+#include "engine.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avxvnni"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,avxvnni")
+#endif
+#define DOT_VNNI
+#define KERNELS kernels_avxvnni
+#define KERNELS_NAME "avxvnni"
+#include "lanes_avx2.h"
+#include "kernels.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

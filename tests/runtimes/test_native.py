@@ -1,0 +1,320 @@
+"""The native engine: every kind of kernel against the plain one, the plain one against torch."""
+
+import json
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from edgegen.errors import FormatError, MismatchError, NotFoundError, UnsupportedError, UsageError
+from edgegen.exporters import native as packer
+from edgegen.models import gpt
+from edgegen.runtimes import native
+from edgegen.runtimes.loops import autoregressive
+from edgegen.spec import Options, Request, Sampling
+from edgegen.verify import sqnr_db
+
+SIZES = {
+    "vocab_size": 515,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 72,  # not whole groups: padded
+    "max_position_embeddings": 96,
+}
+STYLES = {
+    "llama": {"num_key_value_heads": 2, "qkv_bias": True},
+    "llama-untied": {"num_key_value_heads": 1, "tie_word_embeddings": False},
+    "gpt2": {"style": "gpt2", "num_key_value_heads": 4},
+}
+KERNELS = [
+    k for k in ("avx2", "avxvnni", "avx512", "neon") if native._library().eg_kernels(k.encode())
+]
+
+
+def make(style):
+    torch.manual_seed(0)
+    net = gpt.Net(gpt.Config(**SIZES, **STYLES[style]))
+    for parameter in net.parameters():  # norms and biases that do something
+        torch.nn.init.normal_(parameter, float(parameter.dim() < 2), 0.2)
+    return gpt.graphs(net)["model"]
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def model(request):
+    return make(request.param)
+
+
+def written(model, folder, precision="fp32"):
+    path = folder / packer.FILE
+    packer.write(*model, path)
+    if precision != "fp32":
+        packer.quantize(path, model[1], precision)
+    return path
+
+
+def opened(path, graph, threads=1, kernels=""):
+    provider = {"kernels": kernels} if kernels else {}
+    return native.open_graph(path, graph, "cpu", Options(threads=threads, provider=provider))
+
+
+def feed_of(graph, batch=2, time=37, past=5):
+    """More tokens than a tile holds, a filled cache, and padding on the left of one sequence."""
+    rng = np.random.default_rng(0)
+    mask = np.ones((batch, past + time), np.int64)
+    mask[-1, :3] = 0
+    feed = {
+        "input_ids": rng.integers(0, 515, (batch, time)),
+        "attention_mask": mask,
+        "position_ids": np.tile(np.arange(past, past + time), (batch, 1)),
+    }
+    for spec in graph.inputs[3:]:
+        feed[spec.name] = rng.standard_normal((batch, spec.shape[1], past, 16)).astype(np.float32)
+    return feed
+
+
+def test_fp32_computes_what_torch_does_caches_included(model, tmp_path):
+    module, graph = model
+    feed = feed_of(graph)
+    with torch.no_grad():
+        wanted = module(*(torch.from_numpy(feed[spec.name]) for spec in graph.inputs))
+    found = opened(written(model, tmp_path), graph, threads=2).run(feed)
+    for spec, want in zip(graph.outputs, wanted, strict=True):
+        assert sqnr_db(want.numpy(), found[spec.name]) > 100, spec.name
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_every_kernel_computes_what_the_plain_one_does(model, tmp_path, precision, kernels):
+    """Sums of products are exact integers, so most tokens agree to the last bits; an input on the
+    edge may be rounded either way, and what follows from that is small."""
+    graph, path = model[1], written(model, tmp_path, precision)
+    feed = feed_of(graph)
+    plain = opened(path, graph, kernels="plain").run(feed)["logits"].reshape(-1, 515)
+    found = opened(path, graph, kernels=kernels).run(feed)["logits"].reshape(-1, 515)
+    rows = [sqnr_db(a, b) for a, b in zip(plain, found, strict=True)]
+    assert np.median(rows) > 100
+    assert min(rows) > 25
+
+
+def test_threads_change_no_bit(model, tmp_path):
+    graph, path = model[1], written(model, tmp_path, "int8")
+    feed = feed_of(graph)
+    one, two = (opened(path, graph, threads=n).run(feed)["logits"] for n in (1, 2))
+    assert np.array_equal(one, two)
+
+
+def test_greedy_text_is_that_of_the_logits_for_prompts_of_unlike_length(model, tmp_path):
+    session = opened(written(model, tmp_path, "int8"), model[1])
+    prompts = ((5, 9, 300), (7,), (1, 2, 3, 4, 5, 6))
+    fast, plain = session.decoder(Sampling()), autoregressive.PlainDecoder(session.cached(), 515, 0)
+    ids = fast.start(prompts, Sampling())
+    mine = [ids, *(fast.step() for _ in range(12))]
+    ids = plain.start(prompts, Sampling())
+    theirs = [ids, *(plain.step() for _ in range(12))]
+    assert np.array_equal(mine, theirs)
+
+
+def test_a_cached_decode_is_the_full_forward_token_for_token(model, tmp_path):
+    session = opened(written(model, tmp_path), model[1])
+    request = Request(prompts=((3, 1, 4, 1, 5),), new_tokens=9, ignore_eos=True)
+    loop = gpt.loop(gpt.Config(**SIZES))
+    tokens = [int(ids[0]) for ids in autoregressive.steps({"model": session}, loop, request, None)]
+    row = [3, 1, 4, 1, 5]
+    for token in tokens:
+        ids = np.array([row])
+        every = np.arange(len(row))[None]
+        logits = session.cached()(ids, np.ones_like(ids), every, fresh=True)
+        assert int(logits.argmax()) == token
+        row.append(token)
+
+
+def test_sampling_is_left_to_the_loop(model, tmp_path):
+    session = opened(written(model, tmp_path), model[1])
+    assert session.decoder(Sampling(temperature=1.0)) is None
+
+
+def test_memory_stays_flat_over_many_calls(tmp_path):
+    model = make("llama")
+    session = opened(written(model, tmp_path, "int8"), model[1])
+    decoder = session.decoder(Sampling())
+    sizes = []
+    for call in range(400):
+        decoder.start(((call % 500, 2, 3),), Sampling())
+        decoder.step()
+        sizes.append(psutil.Process().memory_info().rss)
+    assert sizes[-1] - sizes[100] < 1_000_000
+
+
+def test_a_token_or_position_out_of_range_is_named(tmp_path):
+    model = make("llama")
+    session = opened(written(model, tmp_path), model[1])
+    one = np.ones((1, 1), np.int64)
+    with pytest.raises(MismatchError, match="token id 515, they go from 0 to 514"):
+        session.cached()(one * 515, one, one * 0, fresh=True)
+    with pytest.raises(MismatchError, match="position 96, they go from 0 to 95"):
+        session.cached()(one, one, one * 96, fresh=True)
+    with pytest.raises(MismatchError, match="1 tokens after 96, the cache holds 96"):
+        session.cached()(one, np.ones((1, 97), np.int64), one, fresh=False)
+
+
+def test_a_learned_position_out_of_range_reads_nothing(tmp_path):
+    model = make("gpt2")
+    session = opened(written(model, tmp_path), model[1])
+    one = np.ones((1, 1), np.int64)
+    with pytest.raises(MismatchError, match="position -1"):
+        session.cached()(one, one, -one, fresh=True)
+
+
+def test_more_threads_than_cores_are_refused(tmp_path):
+    model = make("llama")
+    with pytest.raises(UsageError, match="4096 threads, this process may use"):
+        opened(written(model, tmp_path), model[1], threads=4096)
+
+
+def test_unknown_kernels_devices_and_options_are_refused(tmp_path):
+    model = make("llama")
+    path = written(model, tmp_path)
+    with pytest.raises(UsageError, match="no kernels 'abacus'"):
+        opened(path, model[1], kernels="abacus")
+    with pytest.raises(NotFoundError, match="no device 'gpu', only cpu"):
+        native.open_graph(path, model[1], "gpu", Options())
+    with pytest.raises(UnsupportedError, match="no option 'speed'"):
+        native.open_graph(path, model[1], "cpu", Options(provider={"speed": "9"}))
+    with pytest.raises(UnsupportedError, match="no profile of its operators"):
+        native.open_graph(path, model[1], "cpu", Options(profile=True))
+
+
+def test_a_closed_session_says_so(tmp_path):
+    model = make("llama")
+    session = opened(written(model, tmp_path), model[1])
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.run(feed_of(model[1]))
+
+
+def header_of(path):
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + size]), data[8 + size :]
+
+
+def rewrite(path, header, data):
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def change(path, sizes=None, drop=(), **entries):
+    header, data = header_of(path)
+    meta = header["__metadata__"]
+    meta["sizes"] = json.dumps(json.loads(meta["sizes"]) | (sizes or {}))
+    header = {name: entry for name, entry in header.items() if name not in drop}
+    rewrite(path, header | entries, data)
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 40, 3000, -64])
+def test_a_truncated_file_is_refused(tmp_path, size):
+    model = make("llama")
+    path = written(model, tmp_path, "int8")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(FormatError) as caught:
+        opened(path, model[1])
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"hidden": 0}, "size 0 of the configuration is 0"),
+        ({"hidden": 63}, "hidden size 63"),
+        ({"layers": 3}, "layer 2 has not all of its tensors"),
+        ({"layers": 65536}, "65536 layers"),
+        ({"vocabulary": 1 << 30}, "size 6"),
+        ({"positions": -5}, "size 7"),
+        ({"intermediate": 4000}, "bytes, wanted"),
+        ({"bits": 5}, "5 bits a weight"),
+        ({"epsilon": "x"}, "could not convert"),
+        ({"heads": None}, "TypeError"),
+    ],
+)
+def test_a_configuration_that_is_not_the_tensors_own_is_refused(tmp_path, sizes, said):
+    model = make("llama")
+    path = written(model, tmp_path, "int8")
+    change(path, sizes)
+    with pytest.raises(FormatError) as caught:
+        opened(path, model[1])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["embedding.weight", "layers.1.down.scale", "last.weight", "frequencies"]
+)
+def test_a_missing_tensor_is_noticed(tmp_path, name):
+    model = make("llama")
+    path = written(model, tmp_path, "int8")
+    change(path, drop=(name,))
+    with pytest.raises(FormatError, match=r"missing|not all of its tensors"):
+        opened(path, model[1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers.9.qkv.weight",
+        "layers.0.nothing.weight",
+        "layers.-1.qkv.weight",
+        "qkv.weight",
+        "x" * 500,
+    ],
+)
+def test_a_tensor_that_the_engine_does_not_know_is_refused(tmp_path, name):
+    model = make("llama")
+    path = written(model, tmp_path, "int8")
+    change(path, **{name: {"dtype": "U8", "shape": [16], "data_offsets": [0, 16]}})
+    with pytest.raises(FormatError, match="no such tensor"):
+        opened(path, model[1])
+
+
+@pytest.mark.parametrize("ends", [[-4, 60], [0, 1 << 60], [64, 0], [2, 66]])
+def test_a_tensor_outside_the_file_is_refused(tmp_path, ends):
+    model = make("llama")
+    path = written(model, tmp_path)
+    change(path, **{"last.weight": {"dtype": "F32", "shape": [64], "data_offsets": ends}})
+    with pytest.raises(FormatError, match=r"last\.weight lies at"):
+        opened(path, model[1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_number_that_is_not_finite_is_named(tmp_path, precision):
+    module, graph = make("llama")
+    with torch.no_grad():
+        module.layers[1].self_attn.o_proj.weight[3, 5] = float("inf")
+    path = tmp_path / packer.FILE
+    packer.write(module, graph, path)
+    if precision == "int8":
+        with np.errstate(all="ignore"):
+            packer.quantize(path, graph, precision)
+    with pytest.raises(FormatError, match=r"layers.1.out.\w+ holds a value that is not finite"):
+        opened(path, graph)
+
+
+def test_random_damage_never_crashes(tmp_path):
+    """Bytes of the header changed at random: refused or read, but the process lives."""
+    model = make("llama")
+    path = written(model, tmp_path, "int8")
+    whole = path.read_bytes()
+    length = 8 + int.from_bytes(whole[:8], "little")
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        broken = bytearray(whole)
+        for at in rng.integers(0, length, 3):
+            broken[at] = rng.integers(0, 256)
+        path.write_bytes(broken)
+        try:
+            opened(path, model[1]).run(feed_of(model[1], time=2))
+        except (FormatError, MismatchError):
+            refused += 1
+    assert refused > 100
