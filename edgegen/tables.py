@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgegen.compare import Comparison, Row, describe, families, headline
+from edgegen.compare import Comparison, Row, describe, families
 from edgegen.metrics import Estimate
+from edgegen.verdict import headline
 
 Cell = Callable[[Row], str]
 Table = tuple[list[str], list[list[str]]]  # columns, rows

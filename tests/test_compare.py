@@ -4,10 +4,11 @@ import msgspec
 import pytest
 
 from edgegen import records
-from edgegen.compare import Comparison, compare, describe, headline, require
+from edgegen.compare import Comparison, compare, describe, require
 from edgegen.errors import GateError, NotComparableError, UsageError
 from edgegen.metrics import FASTER, NEITHER, SLOWER, TOO_FEW
 from edgegen.spec import Request, Sampling
+from edgegen.verdict import headline
 
 
 def verdict(one, other, metric="p50"):
@@ -182,10 +183,10 @@ def test_a_gate_within_the_interval_is_not_sure(make_profile):
     assert "[" in describe(found)
 
 
-def test_a_percentile_of_too_few_samples_is_never_sure(make_profile):
-    (found,) = compare([make_profile(), make_profile(1)], ["p99<=1s"]).gates
-    assert found.met
-    assert not found.sure
+def test_a_gate_on_a_percentile_of_too_few_samples_is_refused_with_the_number(make_profile):
+    with pytest.raises(UsageError, match=r"p99 needs 662 samples, .* #2 has 20") as error:
+        compare([make_profile(), make_profile(1)], ["p99<=1s"])
+    assert error.value.hint == "profile with --repeats 662, or set the gate on p50"
 
 
 def test_a_lone_profile_can_meet_a_gate_with_a_unit_only(make_profile):
