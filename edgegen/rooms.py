@@ -26,6 +26,7 @@ EXTRA_OF = {
     "accelerate": "build",
     "nncf": "build",
     "gguf": "gguf",
+    "torch_pruning": "compress",
     "tokenizers": "text",
     "jinja2": "text",
     "onnxruntime": "onnxruntime",
