@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # One figure of quality is enough for the front: with all of them nearly everything lies on it.
 QUALITY = ("kid", "fid", "perplexity", "bits_per_byte", "elbo", "bleu", "psnr", "accuracy")
 COSTS = ("p50", "ttft", "peak_rss", "size", "energy")
+ONCE = {"peak_rss": 0.05, "energy": 0.05}  # read once, without a spread: less apart is alike
 SYNTAX = "METRIC<=BOUND, by commas: --best 'p50<=20ms, rss<=200MB'"
 
 Values = Mapping[str, Estimate]
@@ -72,16 +73,16 @@ def beaten_by(rows: Sequence[Row], over: Sequence[str]) -> list[str]:
 
 def _beats(one: Values, other: Values, over: Sequence[str]) -> bool:
     as_good = all(better(m) * (one[m].value - other[m].value) >= 0 for m in over)
-    return as_good and any(_surely(one[m], other[m], better(m)) for m in over)
+    return as_good and any(_surely(one[m], other[m], better(m), ONCE.get(m, 0)) for m in over)
 
 
-def _surely(one: Estimate, other: Estimate, way: int) -> bool:
+def _surely(one: Estimate, other: Estimate, way: int, apart: float) -> bool:
     """Is `one` better for sure? `way` is 1 where more is better and -1 where less is."""
     if way < 0:
         one, other = other, one
     low = one.value if one.low is None else one.low
     high = other.value if other.high is None else other.high
-    return low > high
+    return low > high + apart * abs(high)
 
 
 def best(text: str, rows: Sequence[Row], alike: Callable[[Row, Row], bool]) -> Best:
@@ -108,9 +109,16 @@ def best(text: str, rows: Sequence[Row], alike: Callable[[Row, Row], bool]) -> B
     tied = [row for row in fitting if row is fastest or alike(fastest, row)]
     pick = min(tied, key=_weight)
     excluded += [Excluded(r.name, _why_not(r, pick, tied)) for r in fitting if r is not pick]
-    why = _why(pick, budget, len(fitting), len(tied))
+    reason = _why(pick, budget, len(fitting), len(tied))
     return Best(
-        text, pick.name, pick.bundle, pick.precision, pick.engine, pick.device, why, tuple(excluded)
+        text,
+        pick.name,
+        pick.bundle,
+        pick.precision,
+        pick.engine,
+        f"{pick.board}/{pick.device}" if pick.board else pick.device,
+        reason,
+        tuple(excluded),
     )
 
 

@@ -17,10 +17,14 @@ FASTER, SLOWER, NEITHER = "faster", "slower", "no difference detectable"
 TOO_FEW = "too few samples"
 MOST_MORE = 1000  # more than this is no advice
 # Which way a quality figure is good, by what its name begins with.
-HIGHER = ("accuracy", "bleu", "elbo", "inception", "precision", "psnr", "recall", "rouge", "ssim")
-HIGHER += ("top1",)
-LOWER = ("bits_per", "fid", "kid", "kl", "loss", "mse", "nll", "perplexity", "reconstruction")
-LOWER += ("sliced",)
+HIGHER = (
+    *("accuracy", "bleu", "elbo", "inception", "precision"),
+    *("psnr", "recall", "rouge", "ssim", "top1"),
+)
+LOWER = (
+    *("bits_per", "fid", "kid", "kl", "loss"),
+    *("mse", "nll", "perplexity", "reconstruction", "sliced"),
+)
 # Where each sampled metric lies: its steps, and which percentile of these. Text's main steps are
 # its later tokens, so that TPOT is its p50.
 SAMPLED = {

@@ -51,7 +51,11 @@ def verdict(rows: Sequence[Row]) -> str:
 
 
 def _also(row: Row) -> str:
-    """, with 26% of the size and 60% of the peak memory"""
+    """, with 26% of the size and 60% of the peak memory: what is not the same, to a hundredth."""
     named = (("size", "size"), ("peak_rss", "peak memory"), ("energy", "energy"))
-    parts = [f"{row.ratios[m].value:.0%} of the {what}" for m, what in named if m in row.ratios]
+    parts = [
+        f"{ratio.value:.0%} of the {what}"
+        for metric, what in named
+        if (ratio := row.ratios.get(metric)) and abs(ratio.value - 1) >= 0.01
+    ]
     return f", with {', '.join(parts[:-1])}{' and ' * (len(parts) > 1)}{parts[-1]}" if parts else ""

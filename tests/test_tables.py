@@ -60,12 +60,20 @@ def test_a_missing_figure_is_a_dash(make_profile):
     assert cells[1][columns.index("peak RSS MB")] == "-"
 
 
-def test_a_percentile_of_few_samples_is_starred_and_explained(make_profile):
+def test_p90_is_shown_only_of_enough_samples_and_with_what_it_is_not_above(make_profile):
     few, many = compare([make_profile()]), compare([make_profile(repeats=64)])
-    assert tables.table(few.rows)[1][0][2].endswith("*")
-    assert tables.FEW in tables.footnotes(few)
-    assert not tables.table(many.rows)[1][0][2].endswith("*")
+    columns, cells = tables.table(few.rows)
+    assert cells[0][columns.index("p90 ms")] == "-"
+    assert tables.NO_P90 in tables.footnotes(few)
+    worst = max(make_profile(repeats=64).first_ms)
+    assert tables.table(many.rows)[1][0][2].endswith(f"≤{tables.number(worst)}")
     assert tables.footnotes(many) == []
+
+
+def test_a_median_of_few_samples_is_starred_and_explained(make_profile):
+    few = compare([make_profile(repeats=6)])
+    assert "*" in tables.table(few.rows)[1][0][1]
+    assert tables.FEW in tables.footnotes(few)
 
 
 def test_flags_stand_under_the_table_with_the_name_of_their_row(make_profile):
@@ -86,7 +94,10 @@ def test_markdown_is_a_table_a_family(make_profile):
     assert [line for line in lines if line.startswith("#")] == ["### vae", "### gpt", "### gates"]
     bars = [line.count("|") for line in lines if line.startswith("|")]
     assert bars[:4] == [bars[0]] * 4
-    assert lines[3].startswith("| --- | ---: |")
+    assert lines[2].startswith(
+        "**toy fp32 onnxruntime cpu #2 against toy fp32 onnxruntime cpu: no "
+    )
+    assert lines[5].startswith("| --- | ---: |")
     assert text.endswith("\n")
 
 
