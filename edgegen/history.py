@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from edgegen.metrics import Ratio
+from edgegen.quality import Figure
 
 # What became of a step at the gate.
 Outcome = Literal["passed", "refused", "kept anyway", "not asked", "not measured"]
@@ -17,13 +18,13 @@ Outcome = Literal["passed", "refused", "kept anyway", "not asked", "not measured
 class Measured(Struct, frozen=True, forbid_unknown_fields=True):
     """One model on the target. `p50_ms` is of later tokens for text and of whole runs else.
 
-    `quality` holds the figures by name, empty without data.
+    `quality` holds the figures by name.
     """
 
     p50_ms: float
     size_mb: float
     peak_rss_mb: float | None = None
-    quality: dict[str, float] = {}
+    quality: dict[str, Figure] = {}
 
 
 class Verdict(Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +37,7 @@ class Verdict(Struct, frozen=True, forbid_unknown_fields=True):
     target: str = ""
     before: Measured | None = None
     after: Measured | None = None
-    original: dict[str, float] = {}
+    original: dict[str, Figure] = {}
     ratios: dict[str, Ratio] = {}
 
 
@@ -110,9 +111,18 @@ def _mb(value: float | None) -> str:
     return "?" if value is None else f"{value:.0f}"
 
 
-def _quality(original: dict[str, float], now: dict[str, float]) -> str:
-    """Every figure, and the original model's where it has it."""
-    return "; ".join(
-        f"{name} {original[name]:.4g} -> {value:.4g}" if name in original else f"{name} {value:.4g}"
-        for name, value in now.items()
-    ) or "no data"  # fmt: skip
+def _quality(original: dict[str, Figure], now: dict[str, Figure]) -> str:
+    """Every figure, and the original model's where that says anything."""
+    told = []
+    for name, figure in now.items():
+        was = original.get(name)
+        before = f"{was.value:.4g} -> " if was and was.value != figure.value else ""
+        told.append(f"{name} {before}{shown(figure)}")
+    return "; ".join(told) or "not measured"
+
+
+def shown(figure: Figure) -> str:
+    """12.3 ± 0.2 (64 windows)."""
+    error = "" if figure.error is None else f" ± {figure.error:.2g}"
+    unit = f" {figure.unit}" if figure.unit else ""
+    return f"{figure.value:.4g}{error}{unit} ({figure.count} {figure.of})"

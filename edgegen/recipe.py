@@ -101,22 +101,33 @@ def read(name: str | Path) -> Recipe:
     return recipe
 
 
-# The option that a method's own value on the command line fills: --prune 0.5, --quantize int8.
-VALUE_OF = {"prune": "ratio", "quantize": "precision", "distil": "teacher", "lora": "rank"}
+# What a precision on the command line means to `quantize`; int2 to int8 are bits.
+PRECISIONS: dict[str, dict[str, Any]] = {f"int{bits}": {"bits": bits} for bits in range(2, 9)}
+PRECISIONS |= {
+    "dynamic": {"bits": 8, "activations": "dynamic"},
+    "w8a8": {"bits": 8, "activations": "static"},
+    "mixed": {"bits": "mixed"},
+}
 
 
 def alone(kind: str, value: str, options: dict[str, Any]) -> Recipe:
-    """A recipe of one step; `value` is for the option that matters most.
+    """A recipe of one step; `value` is what stands behind its own name on the command line:
+    --prune RATIO, --quantize PRECISION, --lora RANK.
 
     Raises:
-        UsageError: that option stands in `options` as well.
+        UsageError: an unknown precision, or an option that stands in `options` as well.
     """
-    name = VALUE_OF.get(kind)
-    if name and value:
+    meant: dict[str, Any] = {}
+    if kind == "quantize" and value:
+        if value not in PRECISIONS:
+            raise UsageError(f"--quantize {value}", rooms.nearest(value, PRECISIONS))
+        meant = PRECISIONS[value]
+    elif value:
+        meant = {{"prune": "ratio", "lora": "rank"}[kind]: value}
+    for name in meant:
         if name in options:
             raise UsageError(f"--{kind} {value} and --set {name}={options[name]}", "give one")
-        options = {name: value} | options
-    return Recipe((Step(kind, options),))
+    return Recipe((Step(kind, meant | options),))
 
 
 def shipped() -> list[str]:
@@ -181,21 +192,17 @@ def _impossible(step: Step, state: set[str]) -> tuple[str, str] | None:
         )
     if step.kind in QUANTIZE and quantized:
         return "the model is already quantized", "leave one of the two steps out"
-    if step.kind in ("prune", *QUANTIZE, "distil") and adapted:
+    if step.kind in ("prune", *QUANTIZE) and adapted:
         return (
             "adapters are attached that belong to the layers as they are",
             "merge them first, or put this step before them",
         )
-    if step.kind == "distil" and not state and not _brings_a_difference(step):
+    if step.kind == "distil" and not state and not step.options.get("student"):
         return (
             "there is nothing to learn: the student is still the teacher itself",
             "put it after a step that changes the model (prune), or give a student of another size",
         )
     return None
-
-
-def _brings_a_difference(step: Step) -> bool:
-    return any(name.startswith(("student", "teacher")) for name in step.options)
 
 
 def _share(name: str, text: str) -> float:

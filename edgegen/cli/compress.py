@@ -22,8 +22,10 @@ def compress(
     output: Path = typer.Option(..., "-o", "--output", help="The checkpoint to write, a folder."),
     recipe: str = typer.Option("", "-r", "--recipe", help="A TOML file, or a shipped recipe."),
     prune: str = typer.Option("", metavar="RATIO", help="Prune alone: the share that goes."),
-    quantize: str = typer.Option("", metavar="PRECISION", help="Quantize alone: int8, int4, ..."),
-    distil: str = typer.Option("", metavar="TEACHER", help="Distil alone, from a checkpoint."),
+    quantize: str = typer.Option(
+        "", metavar="PRECISION", help="Quantize alone: int8, int4, w8a8, mixed."
+    ),
+    distil: bool = typer.Option(False, "--distil", help="Distil alone."),
     lora: str = typer.Option("", metavar="RANK", help="Adapt alone: a rank, or auto."),
     method: str = typer.Option("", "--method", help="Any method alone, all by --set."),
     settings: list[str] = typer.Option(
@@ -31,6 +33,9 @@ def compress(
     ),
     target_latency: str = typer.Option(
         "", "--target-latency", metavar="0.5x", help="Prune alone: down to this share of the time."
+    ),
+    original: str = typer.Option(
+        "", "--original", help="What SOURCE was made from: the teacher, and for quality."
     ),
     data: str = typer.Option(
         "", "--data", "--dataset", help="digits, idx:DIR, images:DIR or text:FILES."
@@ -60,9 +65,14 @@ def compress(
     from edgegen.compress import Target
     from edgegen.compress import compress as run
 
-    alone = {"prune": prune, "quantize": quantize, "distil": distil, "lora": lora}
+    alone = {"prune": prune, "quantize": quantize, "lora": lora}
+    method = method or ("distil" if distil else "")
     asked = _recipe(recipe, alone, method, [*settings, *_latency(target_latency)])
-    changes = {"faster": faster, "smaller": smaller, "quality": dict(map(_bound, budget))}
+    changes: dict[str, object] = {
+        "faster": faster,
+        "smaller": smaller,
+        "quality": dict(map(_bound, budget)),
+    }
     changes |= {"repeats": repeats, "rounds": rounds, "num": num}
     shown: list[Entry] = []
     with _terminal.progress(quiet) as report:
@@ -72,6 +82,7 @@ def compress(
                 _gated(asked, {n: v for n, v in changes.items() if v not in (None, "", {})}),
                 output,
                 data=data or None,
+                original=original or None,
                 target=Target(runtime, device, threads),
                 keep_anyway=keep_anyway,
                 measure=measure,

@@ -2,10 +2,10 @@
 
 OUTPUT.compressing/
   plan.json     this file's `Plan`: a run goes on only with the steps it began with
-  original.json the quality of the model before the first step
+  original.json the quality of the original model
   step-N/       the checkpoint after step N; its last entry says what the gate said
   work-N/       what step N itself keeps while it runs
-  bundle-N/     step N exported for the target; 0 is the original
+  bundle-N/     step N exported for the target; 0 is the source
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ import torch
 from msgspec import Struct
 
 from edgegen import checkpoint, records, rooms
-from edgegen.batches import Material
-from edgegen.bundle import Bundle
-from edgegen.compress._gate import Figures, bundle_of, format_of, judge, kept, quality_of
+from edgegen.bundle import Bundle, open_bundle
+from edgegen.compress._gate import (
+    Figures,
+    bundle_of,
+    format_of,
+    judge,
+    kept,
+    over_budget,
+    quality_of,
+)
 from edgegen.compress._material import read_material
 from edgegen.compress._open import check_finite, open_work, sha256_of, traces
 from edgegen.compress._work import Setting, Target, Work
@@ -43,6 +50,7 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True):
 
     source: str
     weights_sha256: str
+    original_sha256: str
     steps: tuple[Step, ...]
     data: str
     data_sha256: str
@@ -57,6 +65,7 @@ class _Run(NamedTuple):
     options: list[Any]
     folder: Path
     source: str
+    original: Work | None  # where it is not the source
     setting: Setting
     data: str | None
     measure: bool
@@ -71,6 +80,7 @@ def compress(
     output: str | Path,
     *,
     data: str | None = None,
+    original: str | None = None,
     target: Target = Target(),  # noqa: B008  # frozen
     keep_anyway: bool = False,
     measure: bool = True,
@@ -84,9 +94,11 @@ def compress(
 ) -> tuple[Entry, ...]:
     """Apply `recipe` to `source` and write the checkpoint `output`; what each step did.
 
-    `source` is a checkpoint or whatever else brings torch weights; `recipe` a file, the name of a
-    shipped one, or a `Recipe`. Each step is measured on `target` against the one before, unless
-    the recipe or `measure` says that it is not to be; its entry is given to `show` at once.
+    `source` is a checkpoint or whatever else brings torch weights; `original` the model it was
+    made from, where it was compressed before: what is learnt from and what quality is measured
+    against. `recipe` is a file, the name of a shipped one, or a `Recipe`. Each step is measured
+    on `target` against the one before, unless the recipe or `measure` says that it is not to be;
+    its entry is given to `show` at once.
     Until the end everything is in `OUTPUT.compressing`.
 
     Raises:
@@ -105,7 +117,8 @@ def compress(
     format_of(target)
     report("read the model", 0, 1)
     work = open_work(str(source), inputs, pixels)
-    check_order(recipe.steps, traces(work))
+    teacher = open_work(original, inputs, pixels) if original else None
+    check_order(recipe.steps, traces(work) | ({"original"} if teacher else set()))
     material = read_material(work, data, report) if data else None
     if measure and recipe.gate.quality and material is None:
         raise UsageError(
@@ -114,32 +127,32 @@ def compress(
             "give --data, or --no-measure to go without the gate",
         )
     folder = output.with_name(f"{output.name}.compressing")
-    _begin(folder, _plan(source, recipe, work, data, material, target, seed), resume, note)
-    setting = Setting(work, material, folder, target, seed, report)
-    run = _Run(
-        recipe, options, folder, str(source), setting, data, measure, keep_anyway, note, show
-    )
-    return _all_steps(run, work, output)
-
-
-def _plan(
-    source: str | Path,
-    recipe: Recipe,
-    work: Work,
-    data: str | None,
-    material: Material | None,
-    target: Target,
-    seed: int,
-) -> Plan:
-    return Plan(
+    plan = Plan(
         source=str(source),
         weights_sha256=sha256_of(work.net),
+        original_sha256=sha256_of(teacher.net) if teacher else "",
         steps=recipe.steps,
         data=data or "",
         data_sha256=material.sha256() if material else "",
         target=(target.runtime, target.device, target.threads),
         seed=seed,
     )
+    _begin(folder, plan, resume, note)
+    setting = Setting(teacher or work, material, folder, target, seed, report)
+    run = _Run(
+        recipe,
+        options,
+        folder,
+        str(source),
+        teacher,
+        setting,
+        data,
+        measure,
+        keep_anyway,
+        note,
+        show,
+    )
+    return _all_steps(run, work, output)
 
 
 def _begin(folder: Path, plan: Plan, resume: bool, note: Callable[[str], None]) -> None:
@@ -267,12 +280,27 @@ def _load(path: Path) -> tuple[Work, Entry]:
 
 
 def _baseline(run: _Run, work: Work) -> None:
-    """The original, exported and evaluated once."""
+    """The source and the original, exported once; the original's quality, and the budgets tried
+    on it: a figure that there is none of is not found out after an hour."""
+    _exported(run, work, 0)
+    if run.original:
+        _exported(run, run.original, "original")
     path = run.folder / ORIGINAL
-    bundle = bundle_of(work, run.folder / "bundle-0", run.setting.target, run.setting.report)
     if not path.is_file():
-        found = quality_of(bundle, run.data, run.setting.target, run.recipe.gate)
-        records.write(found, path)
+        records.write(_quality(run, _original(run)), path)
+    figures = records.read(Figures, path)
+    over_budget(run.recipe.gate, figures, figures)
+
+
+def _original(run: _Run) -> Bundle:
+    return open_bundle(run.folder / f"bundle-{'original' if run.original else 0}")
+
+
+def _quality(run: _Run, bundle: Bundle) -> Figures:
+    setting = run.setting
+    return quality_of(
+        bundle, _original(run), run.data, setting.target, run.recipe.gate, setting.report
+    )
 
 
 def _verdict(run: _Run, work: Work, number: int, measured: int, had: Verdict) -> Verdict:
@@ -283,37 +311,30 @@ def _verdict(run: _Run, work: Work, number: int, measured: int, had: Verdict) ->
         return Verdict("not asked", "the recipe says gate = false")
     if had.outcome == "refused" and run.keep_anyway:
         return kept(had)
-    setting, gate = run.setting, run.recipe.gate
-    bundles = [
-        _opened(run, n) if n != number else _exported(run, work, n) for n in (0, measured, number)
-    ]
     original = records.read(Figures, run.folder / ORIGINAL)
-    now = quality_of(bundles[2], run.data, setting.target, gate, bundles[0])
+    before, after = open_bundle(run.folder / f"bundle-{measured}"), _exported(run, work, number)
     verdict = judge(
-        bundles[1],
-        bundles[2],
-        gate,
-        setting.target,
+        before,
+        after,
+        run.recipe.gate,
+        run.setting.target,
         original=original,
-        was=_figures(run, measured, original),
-        now=now,
-        report=setting.report,
+        was=_figures(run, measured, before),
+        now=_quality(run, after),
+        report=run.setting.report,
     )
     return kept(verdict) if verdict.outcome == "refused" and run.keep_anyway else verdict
 
 
-def _figures(run: _Run, number: int, original: Figures) -> Figures:
-    """The quality of the model after a step that was measured."""
-    verdict = _load(run.folder / f"step-{number}")[1].verdict if number else None
-    return verdict.after.quality if verdict and verdict.after else original
+def _figures(run: _Run, number: int, bundle: Bundle) -> Figures:
+    """The quality of the source, or of a step that was measured."""
+    if number == 0:
+        same = run.original is None
+        return records.read(Figures, run.folder / ORIGINAL) if same else _quality(run, bundle)
+    verdict = _load(run.folder / f"step-{number}")[1].verdict
+    return verdict.after.quality if verdict.after else {}
 
 
-def _opened(run: _Run, number: int) -> Bundle:
-    from edgegen.bundle import open_bundle
-
-    return open_bundle(run.folder / f"bundle-{number}")
-
-
-def _exported(run: _Run, work: Work, number: int) -> Bundle:
-    path = run.folder / f"bundle-{number}"
+def _exported(run: _Run, work: Work, name: int | str) -> Bundle:
+    path = run.folder / f"bundle-{name}"
     return bundle_of(work, path, run.setting.target, run.setting.report)

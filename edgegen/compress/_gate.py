@@ -11,18 +11,25 @@ from pathlib import Path
 import msgspec
 
 from edgegen import rooms
-from edgegen.bundle import MANIFEST, Bundle, open_bundle
+from edgegen.bundle import MANIFEST, Bundle, OneShot, Text, open_bundle, read_golden
 from edgegen.compare import Row, compare, describe
 from edgegen.compress._work import Target, Work
 from edgegen.errors import UnsupportedError, UsageError
-from edgegen.history import Measured, Verdict, times
+from edgegen.history import Measured, Verdict, shown, times
 from edgegen.measure import interleave, job
 from edgegen.metrics import SLOWER
+from edgegen.quality import Figure
 from edgegen.recipe import Gate
+from edgegen.runtimes import deploy
 from edgegen.spec import Report, silent
+from edgegen.verify import sqnr_db
 
 METRICS = ("p50", "ttft", "size", "peak_rss")  # those that a history keeps
-Figures = dict[str, float]
+# Figures that cost little; others are computed where the recipe has a budget for them.
+OF_TEXT = ("perplexity", "bits_per_byte", "kl_nats", "top1_agreement")
+OF_IMAGES = ("swd_pixels", "psnr_db", "ssim")
+OF_VAE = ("elbo_nats", "reconstruction_mse")
+Figures = dict[str, Figure]
 
 
 def format_of(target: Target) -> str:
@@ -62,22 +69,65 @@ def bundle_of(work: Work, path: Path, target: Target, report: Report = silent) -
 
 
 def quality_of(
-    bundle: Bundle, data: str | None, target: Target, gate: Gate, original: Bundle | None = None
+    bundle: Bundle,
+    original: Bundle,
+    data: str | None,
+    target: Target,
+    gate: Gate,
+    report: Report = silent,
 ) -> Figures:
-    """Every quality figure of a bundle, by name; none without data."""
-    if data is None:
-        return {}
+    """The quality figures of a bundle by name, likeness to the original among them.
+
+    Without data only the SQNR of the outputs for the same inputs, which text has not.
+
+    Raises:
+        NotFoundError: the recipe has a budget for a figure there is none of.
+        EdgeGenError: otherwise as `evaluate`.
+    """
     from edgegen.evaluate import evaluate
 
-    found = evaluate(
+    found = _same_inputs(bundle, original, target)
+    metrics = _metrics(bundle) if data else ()
+    if not metrics or data is None:
+        return found
+    quality = evaluate(
         bundle.path,
         data,
         runtime=target.runtime,
         device=target.device,
-        against=original.path if original else None,
+        against=original.path,
         num=gate.num,
+        metrics=[*metrics, *(name for name in gate.quality if name not in found)],
+        report=report,
     )
-    return found.numbers()
+    return found | quality.figures
+
+
+def _metrics(bundle: Bundle) -> tuple[str, ...]:
+    """None for a module that makes neither text nor images."""
+    loop = bundle.manifest.loop
+    if isinstance(loop, Text):
+        return OF_TEXT
+    if not loop.image:
+        return ()
+    return (*OF_IMAGES, *OF_VAE) if loop.encoder else OF_IMAGES
+
+
+def _same_inputs(bundle: Bundle, original: Bundle, target: Target) -> Figures:
+    """How far the outputs are from the original's in torch, over its golden inputs."""
+    loop = original.manifest.loop
+    if not isinstance(loop, OneShot):
+        return {}
+    cases = [case for case in read_golden(original) if case.graph == loop.graph]
+    with deploy(bundle.path, target.runtime, target.device) as deployment:
+        session = deployment.session(loop.graph)
+        found = [session.run(case.inputs) for case in cases]
+    far = [
+        sqnr_db(want, outputs[name])
+        for case, outputs in zip(cases, found, strict=True)
+        for name, want in case.outputs.items()
+    ]
+    return {"sqnr_db": Figure(min(far), None, len(far), "outputs, the worst", "higher", "dB")}
 
 
 def judge(
@@ -168,28 +218,38 @@ def over_budget(gate: Gate, original: Figures, now: Figures) -> list[str]:
     """The quality budgets that are broken, each with its numbers.
 
     Raises:
-        UsageError: no such figure, or a share of one that the original has not or that is 0.
+        UsageError: no such figure, or a share of one that is 0 in the original.
     """
     broken = []
     for name, budget in gate.budgets().items():
-        if name not in now:
-            raise UsageError(
-                f"gate: quality: no figure {name!r} of this model",
-                rooms.nearest(name, now) if now else "give --data: quality is measured on it",
-            )
-        value = now[name]
-        if budget.relative and not original.get(name):
+        figure, was = _figure(now, name), _figure(original, name)
+        if budget.relative and not was.value > 0:
             raise UsageError(
                 f"gate: quality: {name} = {gate.quality[name]!r} is a share of the original "
-                f"model's {name}, which is {original.get(name, 'not defined')}",
-                f'give a number instead: {name} = "<=0.1" (it is {value:.4g} now)',
+                f"model's {name}, which is {was.value:.4g}",
+                f'give a number instead: {name} = "<=0.1"',
             )
-        share = value / original[name] - 1 if budget.relative else value
+        share = figure.value / was.value - 1 if budget.relative else figure.value
         if not budget.met(share):
-            was = f"{original[name]:.4g} -> " if name in original else ""
-            by = f" ({share:+.1%})" if budget.relative else ""
-            broken.append(f"{name} {was}{value:.4g}{by} is over the budget of {gate.quality[name]}")
+            by = f", {share:+.1%}," if budget.relative else ""
+            broken.append(
+                f"{name} {was.value:.4g} -> {shown(figure)}{by} misses the budget "
+                f"{gate.quality[name]}"
+            )
     return broken
+
+
+def _figure(figures: Figures, name: str) -> Figure:
+    """By its name, or by its beginning: "kid" for the KID on whichever features."""
+    if name in figures:
+        return figures[name]
+    for known, figure in figures.items():
+        if known.startswith(f"{name}_"):
+            return figure
+    raise UsageError(
+        f"gate: quality: no figure {name!r} of this model",
+        rooms.nearest(name, figures) if figures else "give --data: quality is measured on it",
+    )
 
 
 def kept(verdict: Verdict) -> Verdict:
