@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from edgegen import rooms
 from edgegen.batches import Material, windows
-from edgegen.checkpoint import graphs
-from edgegen.compress import Setting, Work
+from edgegen.checkpoint import MODULE, graphs
+from edgegen.compress._work import Setting, Work
 from edgegen.errors import UsageError
 from edgegen.runtimes.loops.oneshot import draw
 from edgegen.spec import Array, GraphSpec, ModelSpec, Report
@@ -195,9 +195,8 @@ def measured(
     with data: the fall of the ELBO in nats an image, against the ELBO. Else the squared error of
     all outputs over their square, against 1.
     """
-    family = (
-        rooms.load("edgegen.models", work.spec.family) if work.spec.family != "module" else None
-    )
+    name = work.spec.family
+    family = None if name == MODULE else rooms.load("edgegen.models", name)
     with torch.no_grad():
         if work.spec.family == TEXT:
             return _measured_text(work, found)

@@ -28,11 +28,10 @@ class Replay:
     def __init__(self, net: nn.Module, probe: Probe) -> None:
         self.net, self.probe = net, probe
         self.order = _order(net, probe)  # all modules in the order of their (first) call
-        calls = {name: count for name, count in self.order.items()}
         lists = [n for n, m in net.named_modules() if isinstance(m, nn.ModuleList)]
         inside = {f"{one}.{child}" for one in lists for child, _ in _child(net, one)}
         outer = [b for b in inside if not any(b.startswith(f"{other}.") for other in inside)]
-        self.blocks = [name for name in self.order if name in outer and calls[name] == 1]
+        self.blocks = [name for name in self.order if name in outer and self.order[name] == 1]
         self._answers: dict[str, list[Any]] = {}
 
     def block_of(self, name: str) -> str:
