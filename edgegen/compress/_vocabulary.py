@@ -19,6 +19,8 @@ from edgegen.compress._work import Work
 from edgegen.errors import MismatchError, NotFoundError, UnsupportedError, UsageError
 from edgegen.spec import Array
 
+LISTED = 512  # tokens that are named in the history
+
 
 def choose_tokens(work: Work, ratio: float, material: Material | None) -> list[int]:
     """Ids of the share `ratio` of all tokens that is used least; sorted.
@@ -192,6 +194,13 @@ def open_tokenizer(file: bytes) -> Any:
     except ModuleNotFoundError as error:
         raise rooms.missing(error, "text") from error
     return Tokenizer.from_str(file.decode())
+
+
+def names_of(tokenizer: bytes, ids: Sequence[int]) -> list[str]:
+    """The tokens of `ids`, the first few hundred of them."""
+    reader = open_tokenizer(tokenizer)
+    names = [str(reader.id_to_token(i)) for i in ids[:LISTED]]
+    return names + ([f"and {len(ids) - LISTED} more"] if len(ids) > LISTED else [])
 
 
 def recoded(material: Material, old: bytes, work: Work) -> Material:
