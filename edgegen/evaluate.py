@@ -6,7 +6,7 @@ judged by the same code: `judge(nets.subject(model), Question("digits"))`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -95,15 +95,15 @@ def write_samples(
     *,
     runtime: str | None = None,
     device: str = "cpu",
-    num: int = 1000,
+    num: int | None = None,
     seed: int = 0,
 ) -> int:
-    """Write `num` images of a bundle as a file that `evaluate(samples=...)` reads; their number.
+    """Write `num` images (1000 without it) of a bundle as a file that `evaluate(samples=...)` reads; their number.
 
     Needs no data set and no torch: for a board, whose images another machine scores.
     """
     with deploy(path, runtime, device) as deployment:
-        made = generate(of_deployment(deployment), num, seed)
+        made = generate(of_deployment(deployment), 1000 if num is None else num, seed)
         bundle = deployment.bundle
         about = About(
             bundle.manifest.name, identity(bundle), deployment.engine, deployment.device, seed
@@ -128,22 +128,26 @@ def draw_sheet(
     Texts go on from `num` places of the held-out part of `data`. `against` comes first.
     """
     with ExitStack() as stack:
-        places = [place for place in (against, path) if place]
-        rows = [
-            of_deployment(stack.enter_context(deploy(place, runtime, device))) for place in places
-        ]
-        content = _texts(rows, data, num) if isinstance(rows[0].loop, Text) else None
-        if content is None:
-            content = sheet.png({row.name: generate(row, num, seed) for row in rows})
+        places = {"before: ": against, "after: ": path} if against else {"": path}
+        rows: dict[str, Subject] = {}
+        for when, place in places.items():
+            one = of_deployment(stack.enter_context(deploy(place, runtime, device)))
+            rows[f"{when}{one.name} ({one.precision})"] = one
+        if isinstance(one.loop, Text):
+            content = _texts(rows, data, num)
+        else:
+            content = sheet.png({name: generate(row, num, seed) for name, row in rows.items()})
     with records.whole(output) as part:
         part.write_bytes(content)
 
 
-def _texts(rows: Sequence[Subject], data: str, num: int) -> bytes:
+def _texts(rows: Mapping[str, Subject], data: str, num: int) -> bytes:
     if not data:
         raise UsageError("no text to go on from", "name some: --data text:FILES")
     _, held_out = sets.split_text(sets.text(data))
-    prompts, wanted, new = beginnings(rows[0], held_out, num)
-    shown = [rows[0].tokenizer().decode(prompt) for prompt in prompts]
-    texts = {"the text": wanted} | {row.name: write(row, prompts, new) for row in rows}
+    first = next(iter(rows.values()))
+    prompts, wanted, new = beginnings(first, held_out, num)
+    shown = [first.tokenizer().decode(prompt) for prompt in prompts]
+    texts = {"the text": wanted}
+    texts |= {name: write(row, prompts, new) for name, row in rows.items()}
     return sheet.markdown(shown, texts).encode()

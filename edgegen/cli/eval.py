@@ -45,8 +45,7 @@ def eval(
 
     place: dict[str, Any] = {"runtime": runtime, "device": device, "seed": seed}
     if write_samples:
-        number = {} if num is None else {"num": num}
-        made = evaluate.write_samples(bundle, write_samples, **place, **number)
+        made = evaluate.write_samples(bundle, write_samples, **place, num=num)
         _terminal.note(f"{write_samples}: {made} images")
         return
     if not data:

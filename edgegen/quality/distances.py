@@ -66,7 +66,7 @@ def fid(fake: Array, real: Array) -> float:
 def _root(rows: Array) -> Array:
     """A with A'A the covariance of `rows`, and no more rows than columns."""
     root = (rows - rows.mean(0)) / math.sqrt(len(rows) - 1)
-    return np.linalg.qr(root, mode="r") if len(root) > root.shape[1] else root
+    return np.asarray(np.linalg.qr(root, mode="r")) if len(root) > root.shape[1] else root
 
 
 def kid(fake: Array, real: Array) -> float:

@@ -62,10 +62,10 @@ def _net() -> Any:
     return net.eval()
 
 
-@torch.inference_mode()
 def _features(net: Any, images: Array) -> Array:
     x = torch.from_numpy(np.ascontiguousarray(images, np.float32))
     x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3]
     large = interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
-    found: Array = net.extract_features((large * 255 - 127) / 128).mean((2, 3)).numpy()
+    with torch.inference_mode():
+        found: Array = net.extract_features((large * 255 - 127) / 128).mean((2, 3)).numpy()
     return found

@@ -95,7 +95,7 @@ def judge(subject: Subject, question: Question, report: Report = silent) -> Qual
         protocol,
         tally.figures,
         tuple(tally.notes),
-        tally.skipped,
+        tally.skipped(),
     )
 
 
@@ -159,13 +159,13 @@ def _read(
     report: Report,
 ) -> None:
     against = question.against
-    if not against:
-        tally.add(COMPARED, _no_reference)
     other = logits_of(against) if against and tally.wants(*COMPARED) else None
     tally.add(
         (*READ, *COMPARED) if against else READ,
         lambda: text.figures(logits_of(subject), corpus, window, other, report),
     )
+    if not against:
+        tally.add(COMPARED, _no_reference)
 
 
 def _continue(
@@ -178,10 +178,6 @@ def _continue(
 ) -> str:
     """BLEU and ROUGE of what is written after the windows' first tokens; says how much of it."""
     against = question.against
-    if not against:
-        tally.add(AGREED, _no_reference)
-    if not tally.wants(*WROTE, *(AGREED if against else ())):
-        return ""
     prompts, wanted, new = _prompts(subject, ids, window)
 
     def by(one: Subject) -> list[str]:
@@ -195,6 +191,10 @@ def _continue(
         other = cache(lambda: by(against))
         tally.add(AGREED[:1], lambda: {AGREED[0]: overlap.bleu(mine(), other())})
         tally.add(AGREED[1:], lambda: {AGREED[1]: overlap.rouge(mine(), other())["rouge_l"]})
+    else:
+        tally.add(AGREED, _no_reference)
+    if not set(WROTE + AGREED) & set(tally.figures):
+        return ""
     return f"; {len(prompts)} greedy continuations of {new} tokens after {len(prompts[0])}"
 
 

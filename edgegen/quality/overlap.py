@@ -34,8 +34,9 @@ def bleu(found: Sequence[str], wanted: Sequence[str]) -> Figure:
     rows = [each.sentence_score(f, [w]) for f, w in zip(found, wanted, strict=True)]
     counts = np.array([[*r.counts, *r.totals, r.sys_len, r.ref_len] for r in rows])
     draws = np.random.default_rng(0).integers(0, len(rows), (RESAMPLES, len(rows)))
-    error = float(np.std([_score(BLEU, counts[draw]) for draw in draws])) if len(rows) > 1 else None
-    return Figure(_score(BLEU, counts), error, len(rows), "texts", "higher", "of 100")
+    spread = float(np.std([_score(BLEU, counts[draw]) for draw in draws]))
+    known = spread if len(rows) > 1 else None
+    return Figure(_score(BLEU, counts), known, len(rows), "texts", "higher", "of 100")
 
 
 def _score(kind: Any, counts: Array) -> float:

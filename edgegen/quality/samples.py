@@ -58,7 +58,7 @@ def load(path: Path | str, bundle: Bundle) -> Samples:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file", "make it: edgegen eval --write-samples FILE")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             images, about = file["images"], str(file["about"])
     except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile) as error:
         raise FormatError(
