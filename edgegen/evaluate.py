@@ -98,9 +98,9 @@ def write_samples(
     num: int | None = None,
     seed: int = 0,
 ) -> int:
-    """Write `num` images (1000 without it) of a bundle as a file that `evaluate(samples=...)` reads; their number.
+    """Write `num` images of a bundle as a file for `evaluate(samples=...)`; gives their number.
 
-    Needs no data set and no torch: for a board, whose images another machine scores.
+    1000 of them without `num`. Needs no data set and no torch: for a board, whose images another machine scores.
     """
     with deploy(path, runtime, device) as deployment:
         made = generate(of_deployment(deployment), 1000 if num is None else num, seed)

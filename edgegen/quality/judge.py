@@ -29,6 +29,7 @@ from edgegen.quality.subject import (
     write,
 )
 from edgegen.quality.tally import Tally
+from edgegen.runtimes._memory import afford
 from edgegen.spec import Array, Report, silent
 
 NUMBER = 500  # images, where nobody says how many and the data has them
@@ -236,6 +237,8 @@ def _images(subject: Subject, question: Question, tally: Tally, report: Report) 
         return generate(one, num, seed)
 
     def on_features() -> Mapping[str, Figure]:
+        # Kernels and distances of all pairs, in float64, a few at a time.
+        afford(f"num {num}", 8 * 8 * num**2, "use fewer images: --num 2000")
         extractor = _extractor(report)
         known = features.kept(extractor, real)
         return images.feature_figures(extractor.features(mine()), known, extractor)
