@@ -242,7 +242,7 @@ def _layers(module: Any, schemes: Mapping[int, Scheme]) -> tuple[Layer, ...]:
     return tuple(
         _layer(name, m, schemes.get(id(m)))
         for name, m in module.named_modules()
-        if id(m) not in inside and (id(m) in schemes or any(m.parameters(recurse=False)))
+        if id(m) not in inside and (id(m) in schemes or list(m.parameters(recurse=False)))
     )
 
 

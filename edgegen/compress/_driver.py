@@ -36,7 +36,7 @@ from edgegen.compress._open import check_finite, open_work, sha256_of, traces
 from edgegen.compress._work import Setting, Target, Work
 from edgegen.errors import EdgeGenError, GateError, UsageError
 from edgegen.history import Entry, Verdict
-from edgegen.recipe import Recipe, Step, check, check_order, options_of
+from edgegen.recipe import Recipe, Step, check, check_order, options_of, shipped
 from edgegen.recipe import read as read_recipe
 from edgegen.spec import Report, silent
 
@@ -117,6 +117,7 @@ def compress(
     format_of(target)
     report("read the model", 0, 1)
     work = open_work(str(source), inputs, pixels)
+    _check_family(recipe, work.spec.family)
     teacher = open_work(original, inputs, pixels) if original else None
     check_order(recipe.steps, traces(work) | ({"original"} if teacher else set()))
     material = read_material(work, data, report) if data else None
@@ -153,6 +154,15 @@ def compress(
         show,
     )
     return _all_steps(run, work, output)
+
+
+def _check_family(recipe: Recipe, family: str) -> None:
+    if recipe.families and family not in recipe.families:
+        fit = [name for name in shipped() if family in read_recipe(name).families]
+        raise UsageError(
+            f"this recipe is for {', '.join(recipe.families)}, the model is of family {family}",
+            f"for {family} there are: {', '.join(fit)}",
+        )
 
 
 def _begin(folder: Path, plan: Plan, resume: bool, note: Callable[[str], None]) -> None:

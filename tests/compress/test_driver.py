@@ -233,6 +233,12 @@ def test_a_budget_without_data_is_refused(tmp_path, tiny_checkpoint):
     assert "--no-measure" in error.value.hint
 
 
+def test_a_recipe_for_another_family_names_those_that_fit(tmp_path, tiny_checkpoint):
+    with pytest.raises(UsageError, match="for vae, the model is of family gpt") as error:
+        compress(tiny_checkpoint("gpt"), "vae-int8", tmp_path / "out")
+    assert "gpt-int4" in error.value.hint
+
+
 def test_an_engine_nothing_is_exported_for_is_refused(tmp_path, tiny_checkpoint):
     with pytest.raises(UnsupportedError, match="callable reads callable"):
         compress(
