@@ -123,7 +123,7 @@ def _add(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
 
 
 def low_rank(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """B(A(x)), computed as `layer` would with the weight `delta(layer, a, b)`."""
+    """B(A(x)), computed as `layer` would with the weight `delta(a, b)`."""
     if isinstance(layer, nn.Linear):
         return functional.linear(functional.linear(x, a), b)
     if isinstance(layer, nn.Conv2d):
@@ -135,13 +135,13 @@ def low_rank(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return functional.conv_transpose2d(inner, b, None, *where)
 
 
-def delta(layer: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+def delta(a: Tensor, b: Tensor) -> Tensor:
     """What B(A(x)) is as a change of the layer's weight, of the weight's shape."""
-    if isinstance(layer, nn.Linear):
-        return b @ a
-    if isinstance(layer, nn.Conv2d):
+    if a.dim() == 4:  # Conv2d
         return torch.einsum("or,rikl->oikl", b[:, :, 0, 0], a)
-    return torch.einsum("ri,rokl->iokl", a, b)
+    if b.dim() == 4:  # ConvTranspose2d
+        return torch.einsum("ri,rokl->iokl", a, b)
+    return b @ a
 
 
 def merge(net: nn.Module) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def merge(net: nn.Module) -> tuple[str, ...]:
     for name, adapter in found.items():
         layer = net.get_submodule(name)
         with torch.no_grad():
-            change = delta(layer, adapter.A, adapter.B) * adapter.scale
+            change = delta(adapter.A, adapter.B) * adapter.scale
             layer.weight.add_(change.to(layer.weight.dtype))
     detach(net)
     return tuple(found)

@@ -71,8 +71,11 @@ class Lesson:
         """The weighted sum, and each part of it."""
         index = step % self.rounds if self.rounds else step
         torch.manual_seed(self.questions.seed_of(index))
-        wanted = self._answers(index)
-        found = self._run(self.student.net, self.mine, 1, index, wanted)
+        w = self.weights
+        compared = bool(w.output or w.hidden or w.attention or w.perceptual)
+        wanted = self._answers(index) if compared else {}
+        needed = compared or self.text  # a family's own loss runs the net by itself
+        found = self._run(self.student.net, self.mine, 1, index, wanted) if needed else {}
         parts = self._compare(wanted, found)
         if self.weights.data:
             parts["data"] = self.weights.data * self._data_loss(index, found)

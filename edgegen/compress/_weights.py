@@ -65,7 +65,10 @@ def check_weights(weights: Weights, family: str, net: nn.Module, has_data: bool)
         if counted[name] and not fit:
             raise UnsupportedError(f"{name}: {why}", f"leave {name} out for family {family}")
     if weights.data and not has_data:
-        raise UsageError("data: a loss on data, but none was given", "pass --data, or set data = 0")
+        raise UsageError(
+            "data: a loss on data, but none was given",
+            "pass --data, or set data = 0 and output = 1",
+        )
     if weights.top_k < 0 or (weights.top_k and family != TEXT):
         raise UsageError(f"top_k is {weights.top_k}", "0, or for text a number of tokens as 64")
 

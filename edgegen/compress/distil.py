@@ -92,7 +92,7 @@ def apply(work: Work, options: Options, setting: Setting) -> Work:
     )
     for parameter, flag in zip(net.parameters(), wanted, strict=True):
         parameter.requires_grad_(flag).grad = None
-    part_average(net, work.net)
+    part_average(net, None if options.student else work.net)
     notes = {
         "learns from": lesson.questions.origin(),
         "parameters": sum(parameter.numel() for parameter in trained),
@@ -169,19 +169,19 @@ def share_average(net: Any) -> None:
 
 
 def part_average(net: Any, before: Any) -> None:
-    """Two generators again; where they have the same shapes both with the weights learnt.
+    """Two generators again: that of `before`, or without it a copy of the one learnt; with the
+    weights learnt where their names and shapes are the same.
 
-    A quantized one stays apart from its float generator, which is that of `before`.
+    One with adapters or quantizers stays apart from a plain one.
     """
     if not hasattr(net, "average"):
         return
-    net.generator = copy.deepcopy(before.generator if hasattr(before, "generator") else net.average)
+    net.generator = copy.deepcopy(before.generator if before is not None else net.average)
     mine, live = net.average.state_dict(), net.generator.state_dict()
     if {n: t.shape for n, t in mine.items()} == {n: t.shape for n, t in live.items()}:
         net.generator.load_state_dict(mine)
-    elif not quantized.is_quantized(net.average):
-        net.generator = copy.deepcopy(net.average)
-    net.generator.requires_grad_(True)
+    for parameter in trainable(net.generator, {}, True):
+        parameter.requires_grad_(True)
 
 
 def trainable(net: nn.Module, parts: Any, with_losses: bool) -> list[nn.Parameter]:

@@ -78,6 +78,7 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn(setting, family, da
     assert [value.item() for value in found.values()] == [0] * len(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [False, True])
 @pytest.mark.parametrize("family", ["gpt", "vae", "gan"])
 def test_a_smaller_student_comes_closer_to_its_teacher(setting, family, data):
