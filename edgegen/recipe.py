@@ -33,6 +33,7 @@ from edgegen.errors import EdgeGenError, NotFoundError, UsageError
 T = TypeVar("T")
 FOLDER = Path(__file__).parent / "recipes"
 QUANTIZE, MERGE = ("quantize", "qat"), "merge"
+LEARNS = ("distil", "lora", "qat")  # steps that may help by making the model better
 
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 
@@ -40,6 +41,8 @@ _SHARE = re.compile(r"(\d+(?:\.\d+)?)%")
 class Gate(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What each step must achieve: faster or smaller by a share, and the budgets it must keep.
 
+    A step that learns (distil, lora, qat) may be better instead than the step before, by the
+    share `better` of the first figure that has a budget, or else of the family's own.
     `quality` holds bounds by figure: "+3%" is at most 3 % more than the original model has, "-1%"
     at most 1 % less, "<=0.02" and ">=25" are numbers in the figure's own unit. `require` are
     gates as `edgegen compare` takes them, against the step before. `repeats` in `rounds` fresh
@@ -49,15 +52,18 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
 
     faster: str = "2%"
     smaller: str = "2%"
+    better: str = "1%"
     require: tuple[str, ...] = ()
     quality: dict[str, str] = {}
     repeats: int = 20
     rounds: int = 5
     num: int | None = None
 
-    def margins(self) -> tuple[float, float]:
-        """The shares of `faster` and `smaller`."""
-        return _share("faster", self.faster), _share("smaller", self.smaller)
+    def margins(self) -> tuple[float, float, float]:
+        """The shares of `faster`, `smaller` and `better`."""
+        texts = {"faster": self.faster, "smaller": self.smaller, "better": self.better}
+        faster, smaller, better = (_share(name, text) for name, text in texts.items())
+        return faster, smaller, better
 
     def budgets(self) -> dict[str, gates.Gate]:
         """The bound of each quality figure."""

@@ -37,7 +37,7 @@ def written(tmp_path, text):
 def test_a_recipe_is_read_from_toml(tmp_path):
     found = recipe.read(written(tmp_path, TEXT))
     assert found.steps == (Step("prune", {"ratio": 0.5}), Step("lora", gate=False))
-    assert found.gate.margins() == (0.05, 0.02)
+    assert found.gate.margins() == (0.05, 0.02, 0.01)
     assert found.families == ("vae",)
 
 

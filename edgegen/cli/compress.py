@@ -11,8 +11,8 @@ from edgegen.cli import _terminal
 from edgegen.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgegen.history import Entry
     from edgegen.recipe import Recipe
+    from edgegen.steps import Entry
 
 
 def compress(
@@ -104,7 +104,7 @@ def compress(
 
 def _print(steps: list[Entry], json: bool) -> None:
     """Also of a run that was refused: that is when the numbers are wanted."""
-    from edgegen.history import COLUMNS, rows
+    from edgegen.steps import COLUMNS, rows
 
     if json:
         _terminal.print_json(steps)

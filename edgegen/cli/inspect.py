@@ -63,7 +63,7 @@ def _print(found: Inspection, layers: bool) -> None:
 
 def _print_history(found: Inspection) -> None:
     """Compression as one table, with what its methods have to say; all else a line each."""
-    from edgegen.history import COLUMNS, rows, steps_of
+    from edgegen.steps import COLUMNS, rows, steps_of
 
     for entry in found.history:
         if "verdict" not in entry:

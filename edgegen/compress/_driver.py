@@ -35,10 +35,10 @@ from edgegen.compress._material import read_material
 from edgegen.compress._open import check_finite, open_work, sha256_of, traces
 from edgegen.compress._work import Setting, Target, Work
 from edgegen.errors import EdgeGenError, GateError, UsageError
-from edgegen.history import Entry, Verdict
-from edgegen.recipe import Recipe, Step, check, check_order, options_of, shipped
+from edgegen.recipe import LEARNS, Recipe, Step, check, check_order, options_of, shipped
 from edgegen.recipe import read as read_recipe
 from edgegen.spec import Report, silent
+from edgegen.steps import Entry, Verdict
 
 ROOM = "edgegen.compress"
 PLAN, ORIGINAL = "plan.json", "original.json"
@@ -331,6 +331,7 @@ def _verdict(run: _Run, work: Work, number: int, measured: int, had: Verdict) ->
         original=original,
         was=_figures(run, measured, before),
         now=_quality(run, after),
+        learns=run.recipe.steps[number - 1].kind in LEARNS,
         report=run.setting.report,
     )
     return kept(verdict) if verdict.outcome == "refused" and run.keep_anyway else verdict

@@ -15,13 +15,13 @@ from edgegen.bundle import MANIFEST, Bundle, OneShot, Text, open_bundle, read_go
 from edgegen.compare import Row, compare, describe
 from edgegen.compress._work import Target, Work
 from edgegen.errors import UnsupportedError, UsageError
-from edgegen.history import Measured, Verdict, shown, times
 from edgegen.measure import interleave, job
 from edgegen.metrics import SLOWER
 from edgegen.quality import Figure
 from edgegen.recipe import Gate
 from edgegen.runtimes import deploy
 from edgegen.spec import Report, silent
+from edgegen.steps import Measured, Verdict, shown, times
 from edgegen.verify import sqnr_db
 
 METRICS = ("p50", "ttft", "size", "peak_rss")  # those that a history keeps
@@ -29,6 +29,8 @@ METRICS = ("p50", "ttft", "size", "peak_rss")  # those that a history keeps
 OF_TEXT = ("perplexity", "bits_per_byte", "kl_nats", "top1_agreement")
 OF_IMAGES = ("swd_pixels", "psnr_db", "ssim")
 OF_VAE = ("elbo_nats", "reconstruction_mse")
+# What a step that learns is judged by, where there is no budget: the first that there is.
+LEADING = ("perplexity", "reconstruction_mse", "swd_pixels", "sqnr_db")
 Figures = dict[str, Figure]
 
 
@@ -139,12 +141,13 @@ def judge(
     original: Figures,
     was: Figures,
     now: Figures,
+    learns: bool = False,
     report: Report = silent,
 ) -> Verdict:
     """Measure two bundles in turns and say whether the second is worth having.
 
-    `original`, `was` and `now` are the quality figures of the model before the first step, of
-    `before` and of `after`.
+    `original`, `was` and `now` are the quality figures of the original model, of `before` and of
+    `after`. A step that `learns` may be better instead of faster or smaller.
 
     Raises:
         UsageError: a budget for a figure that there is none of.
@@ -161,12 +164,13 @@ def judge(
     ]
     found = compare(interleave(jobs, rounds=gate.rounds, report=report), gate.require)
     first, second = found.rows
-    problems = [*_gain_missed(second, gate)]
+    better = _better(gate, was, now) if learns else ""
+    problems = [] if better else _gain_missed(second, gate)
     problems += [f"{r.gate} is missed: {describe(r)}" for r in found.gates if not r.met]
     problems += over_budget(gate, original, now)
     return Verdict(
         "refused" if problems else "passed",
-        "; ".join(problems or _gains(second)),
+        "; ".join(problems or filter(None, (better, *_gains(second)))),
         target=f"{second.engine} {second.engine_version} {second.device}, threads {second.threads}",
         before=_measured(first, was),
         after=_measured(second, now),
@@ -187,7 +191,7 @@ def _measured(row: Row, quality: Figures) -> Measured:
 
 def _gain_missed(row: Row, gate: Gate) -> list[str]:
     """Surely faster or smaller by the margin? The whole interval must lie beyond it."""
-    faster, smaller = gate.margins()
+    faster, smaller, _ = gate.margins()
     p50, size = row.ratios["p50"], row.ratios["size"]
     fast = p50.high is not None and p50.high <= 1 - faster and p50.high < 1
     small = size.value <= 1 - smaller and size.value < 1
@@ -197,6 +201,18 @@ def _gain_missed(row: Row, gate: Gate) -> list[str]:
         f"neither faster ({times(p50)}; asked for {gate.faster} less time) "
         f"nor smaller ({_size(size.value)}; asked for {gate.smaller} less)"
     ]
+
+
+def _better(gate: Gate, was: Figures, now: Figures) -> str:
+    """The figure that counts, where it is better than before by the margin; else nothing."""
+    name = next((n for n in (*gate.quality, *LEADING) if n in was and n in now), "")
+    if not name or not was[name].value > 0:
+        return ""
+    share = now[name].value / was[name].value - 1
+    gain = share if now[name].better == "higher" else -share
+    if gain <= 0 or gain < gate.margins()[2]:
+        return ""
+    return f"better: {name} {was[name].value:.4g} -> {shown(now[name])}"
 
 
 def _gains(row: Row) -> list[str]:

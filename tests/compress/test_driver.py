@@ -22,10 +22,10 @@ from edgegen.errors import (
     UsageError,
 )
 from edgegen.export import export
-from edgegen.history import Entry
 from edgegen.recipe import Gate, Recipe, Step
 from edgegen.sources import open_source
 from edgegen.spec import ModelSpec
+from edgegen.steps import Entry
 
 pytestmark = pytest.mark.usefixtures("methods")
 

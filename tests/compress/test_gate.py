@@ -5,6 +5,7 @@ from edgegen.bundle import open_bundle
 from edgegen.compare import compare
 from edgegen.compress import Target
 from edgegen.compress._gate import (
+    _better,
     _gain_missed,
     _gains,
     _metrics,
@@ -74,6 +75,28 @@ def test_a_faster_and_smaller_step_says_both(row):
 
 def test_a_larger_one_is_called_larger(row):
     assert _gains(row(0.5, 5.0))[0].endswith(", 1.25x larger")
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        (10.0, 9.0, "better: perplexity 10 -> 9 ± 0.1 (64 windows)"),
+        (10.0, 9.95, ""),
+        (10.0, 11.0, ""),
+        (0.0, 1.0, ""),
+    ],
+)
+def test_a_step_that_learns_may_make_the_model_better(was, now, said):
+    assert _better(Gate(), figures(perplexity=was), figures(perplexity=now)) == said
+
+
+def test_better_is_higher_where_the_figure_says_so():
+    was, now = (
+        {"sqnr_db": Figure(value, None, 4, "outputs", "higher", "dB")} for value in (20, 25)
+    )
+    assert _better(Gate(), was, now) == "better: sqnr_db 20 -> 25 dB (4 outputs)"
+    assert _better(Gate(), now, was) == ""
+    assert _better(Gate(), {}, {}) == ""
 
 
 def test_a_broken_budget_names_the_figure_before_and_after():
