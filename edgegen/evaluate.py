@@ -100,7 +100,8 @@ def write_samples(
 ) -> int:
     """Write `num` images of a bundle as a file for `evaluate(samples=...)`; gives their number.
 
-    1000 of them without `num`. Needs no data set and no torch: for a board, whose images another machine scores.
+    1000 of them without `num`. Needs no data set and no torch: for a board, whose images another
+    machine scores.
     """
     with deploy(path, runtime, device) as deployment:
         made = generate(of_deployment(deployment), 1000 if num is None else num, seed)

@@ -232,7 +232,7 @@ def test_figures_on_features_are_named_after_the_extractor(image_bundle, digits,
     )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"

@@ -33,8 +33,7 @@ def jackknife(statistic: Statistic, fake: Array, real: Array, better: Better) ->
         MismatchError: another number of columns, or numbers that are not finite.
     """
     fewest = min(len(fake), len(real))
-    if fewest < GROUPS:
-        raise UsageError(f"{fewest} images, wanted {GROUPS} or more", f"use --num {GROUPS} or more")
+    enough(fewest)
     if fake.shape[1:] != real.shape[1:]:
         raise MismatchError(
             f"features of shape {list(fake.shape[1:])} and {list(real.shape[1:])}",
@@ -49,6 +48,12 @@ def jackknife(statistic: Statistic, fake: Array, real: Array, better: Better) ->
     ]
     error = float(np.std(parts)) * math.sqrt(GROUPS - 1)
     return Figure(statistic(fake, real), error, fewest, "images", better)
+
+
+def enough(count: int) -> None:
+    """Raise `UsageError` for fewer images than the jackknife has groups."""
+    if count < GROUPS:
+        raise UsageError(f"{count} images, wanted {GROUPS} or more", f"use --num {GROUPS} or more")
 
 
 def fid(fake: Array, real: Array) -> float:

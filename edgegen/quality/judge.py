@@ -16,7 +16,7 @@ from edgegen.errors import (
     NotComparableError,
     UsageError,
 )
-from edgegen.quality import Figure, Quality, bound, features, images, overlap, text
+from edgegen.quality import Figure, Quality, bound, distances, features, images, overlap, text
 from edgegen.quality.samples import Samples
 from edgegen.quality.subject import (
     Subject,
@@ -237,6 +237,7 @@ def _images(subject: Subject, question: Question, tally: Tally, report: Report) 
         return generate(one, num, seed)
 
     def on_features() -> Mapping[str, Figure]:
+        distances.enough(num)
         # Kernels and distances of all pairs, in float64, a few at a time.
         afford(f"num {num}", 8 * 8 * num**2, "use fewer images: --num 2000")
         extractor = _extractor(report)
