@@ -103,7 +103,7 @@ def refit(module: nn.Module, name: str = "") -> None:
 def _length(norm: nn.Module) -> int:
     """Channels of a norm layer; one without any tensor keeps its number."""
     have = getattr(norm, "num_features", None) or getattr(norm, "num_channels", 0)
-    return next((len(t) for t in norm.state_dict().values() if t.dim() == 1), have)
+    return next((len(t) for t in norm.state_dict().values() if t.dim() == 1), int(have or 0))
 
 
 def _refit_conv(conv: nn.Module, name: str) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgegen.compress._groups import Gone, Group, Slice, kept
+from edgegen.compress._probe import run_text
 from edgegen.compress._work import Work
 from edgegen.errors import UsageError
 from edgegen.models import gpt
@@ -147,7 +148,6 @@ def rebuilt(work: Work, config: gpt.Config, state: Mapping[str, Tensor]) -> Work
     return work._replace(spec=spec, net=net.eval())
 
 
-@torch.no_grad()
 def block_scores(net: nn.Module, batches: list[Tensor]) -> Tensor:
     """How much each layer turns its input: 1 - cosine, the mean over tokens; shape (layers,).
 
@@ -167,10 +167,10 @@ def block_scores(net: nn.Module, batches: list[Tensor]) -> Tensor:
 
     hooks = [layer.register_forward_hook(look(n)) for n, layer in enumerate(net.layers)]
     try:
-        for ids in batches:
-            positions = torch.arange(ids.shape[1]).expand_as(ids)
-            net(ids, torch.ones_like(ids), positions, *net.empty_cache(len(ids)))
-            tokens += ids.numel()
+        with torch.no_grad():
+            for ids in batches:
+                run_text(net, ids)
+                tokens += ids.numel()
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,6 +12,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -52,7 +53,7 @@ def trace(spec: ModelSpec, net: nn.Module, limit_s: float = LIMIT_S) -> Traced:
     fixed: dict[str, str] = {}
     for name, (module, graph) in checkpoint.graphs(spec, net).items():
         inputs = example(graph)
-        raw = within(limit_s, lambda m=module, i=inputs: _groups(net, m, i), f"graph {name}")
+        raw = within(limit_s, partial(_groups, net, module, inputs), f"graph {name}")
         for label, group in raw.items():
             if isinstance(group, str):
                 fixed[label] = group

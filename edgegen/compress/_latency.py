@@ -7,8 +7,10 @@ and a search for the widths that reach a goal with it.
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,9 +42,11 @@ LEVELS = (0.3, 0.6, 0.9)  # ratios of each lane that are measured
 REPEATS, ROUNDS = 30, 3
 TRIES = 4  # plans that are measured before a goal is given up
 SLACK = 0.03  # by which a goal may be missed: the noise of a quiet machine
+FURTHER = 4.0  # by how much more is asked for at most after a plan that fell short
 MULTIPLES = (1, 2, 4, 8, 16, 32)
 ALIKE = 1.03  # times per channel that are no further apart count as the same
 
+Shape = tuple[int | str, ...]
 Makers = Mapping[str, Callable[[Path], Bundle]]
 Prune = Callable[[Mapping[str, int]], Work]  # counts by group -> the model without so many units
 
@@ -128,35 +132,40 @@ def reach(
         GateError: no plan that was measured reached the goal.
     """
     found, known = table("widths", *_candidates(work, lanes, prune, setting), setting)
-    base = found.ms["as it is"]
-    curves = [_curve(name, lane, found, base, scores, multiple) for name, lane in lanes]
-    asked, tries = 1 - goal, []
+    curves = [_curve(name, lane, found, scores, multiple) for name, lane in lanes]
+    asked, tries = -math.log(goal), []
     for _ in range(TRIES):
         counts = allocate(curves, asked)
-        if counts is None and not tries:
-            most = sum(max(curve.gain) for curve in curves)
-            raise UsageError(
-                f"prune: target_latency: {goal}x is out of reach: pruned as far as was measured, "
-                f"the model would take about {max(0.0, 1 - most):.2f}x",
-                "ask for less, prune more parts, or take out blocks in a step before",
-            )
         if counts is None:
             break
-        measured = times(
-            {n: maker(w, setting.target) for n, w in (("before", work), ("after", prune(counts)))},
-            setting,
-        )
+        predicted = math.exp(-sum(_gain(curve, counts) for curve in curves))
+        pair = {
+            "before": maker(work, setting.target),
+            "after": maker(prune(counts), setting.target),
+        }
+        measured = times(pair, setting)
         ratio = measured["after"] / measured["before"]
-        tries.append({"predicted": round(1 - asked, 4), "measured": round(ratio, 4)})
+        tries.append({"predicted": round(predicted, 4), "measured": round(ratio, 4)})
         if ratio <= goal + SLACK:
             note = {"goal": goal, "tries": tries, "ms": measured, "target": found.target}
             return counts, note | {"table": found.ms, "from_disk": known}
-        asked *= (1 - goal) / max(1 - ratio, (1 - goal) / 4)
+        asked *= min(FURTHER, math.log(goal) / min(math.log(ratio), math.log(goal) / FURTHER))
+    if not tries:
+        most = math.exp(-sum(max(curve.gain) for curve in curves))
+        raise UsageError(
+            f"prune: target_latency: {goal:g}x is out of reach: pruned as far as was measured, "
+            f"the model would take about {most:.2f}x",
+            "ask for less, prune more parts, or take out blocks in a step before",
+        )
     raise GateError(
-        f"prune: target_latency: {goal}x was not reached; predicted and measured: "
+        f"prune: target_latency: {goal:g}x was not reached; predicted and measured: "
         + ", ".join(f"{t['predicted']}x -> {t['measured']}x" for t in tries),
         "ask for less, prune more parts, or measure on a quieter machine",
     )
+
+
+def _gain(curve: Lane, counts: Mapping[str, int]) -> float:
+    return curve.gain[list(curve.counts).index(counts[curve.groups[0].name])]
 
 
 def _candidates(
@@ -165,28 +174,27 @@ def _candidates(
     """Each lane alone at each level, and the model as it is; and what their times depend on."""
     makers = {"as it is": maker(work, setting.target)}
     for name, lane in lanes:
-        for count in sorted({level(lane[0], level) for level in LEVELS} - {0}):
+        for count in sorted({level(lane[0], ratio) for ratio in LEVELS} - {0}):
             # Not the pruned model itself: all of them at once would fill the memory.
             counts = {group.name: count for group in lane}
-            makers[f"{name}: {count} of {lane[0].units} less"] = lambda path, c=counts: bundle_of(
-                prune(c), path, setting.target
-            )
+            less = f"{name}: {count} of {lane[0].units} less"
+            makers[less] = partial(_make, prune, counts, setting.target)
     spec = msgspec.structs.replace(work.spec, layers={}, adapters={})
     return makers, msgspec.to_builtins(spec)
 
 
-def _curve(
-    name: str,
-    lane: tuple[Group, ...],
-    found: Table,
-    base: float,
-    scores: Scores,
-    multiple: int,
-) -> Lane:
-    """What each count of a lane costs in importance and gains in time, as a share of all."""
-    known = {0: 0.0}
-    for count in {level(lane[0], level) for level in LEVELS} - {0}:
-        known[count] = 1 - found.ms[f"{name}: {count} of {lane[0].units} less"] / base
+def _make(prune: Prune, counts: Mapping[str, int], target: Target, path: Path) -> Bundle:
+    return bundle_of(prune(counts), path, target)
+
+
+def _curve(name: str, lane: tuple[Group, ...], found: Table, scores: Scores, multiple: int) -> Lane:
+    """What each count of a lane costs in importance, and the logarithm of what it gains in time.
+
+    Logarithms, for where two lanes meet in one layer their gains multiply.
+    """
+    known, base = {0: 0.0}, found.ms["as it is"]
+    for count in {level(lane[0], ratio) for ratio in LEVELS} - {0}:
+        known[count] = math.log(base / found.ms[f"{name}: {count} of {lane[0].units} less"])
     counts = [n for n in counts_of(lane, multiple) if n <= max(known)]
     gain = np.interp(counts, sorted(known), [known[n] for n in sorted(known)])
     return Lane(lane, counts, lost(lane, counts, scores), [float(g) for g in gain])
@@ -245,7 +253,7 @@ def _alone(
         from edgegen.export import export
 
         module = _alike(layer, count).eval()
-        shape = ("batch", *given[1:])
+        shape: Shape = ("batch", *given[1:])
         with torch.no_grad():
             out = module(torch.zeros(1, *given[1:])).shape
         graph = GraphSpec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from edgegen.compress._groups import Gone, Group, choose, weights
 from edgegen.compress._names import select
 from edgegen.compress._probe import TEXT, probe
 from edgegen.compress._prune_options import Options, goal_of
-from edgegen.compress._recover import loss_of
+from edgegen.compress._recover import Loss, loss_of
 from edgegen.compress._remove import removed
 from edgegen.compress._scan import scan
 from edgegen.compress._work import Setting, Work
@@ -158,7 +159,7 @@ def _counts(
     assert options.ratio is not None
     if options.scope == "global":
         counts = by_importance(groups, options.ratio, multiple, scores)
-        return counts, {"scope": "global: importance in shares of its layer's"}
+        return counts, {"scope": "global: importance in units of its layer's mean"}
     losses, what = scan(work, setting, groups, scores)
     counts = by_loss(groups, options.ratio, multiple, losses)
     table = {
@@ -215,18 +216,23 @@ def _taylor_losses(
     """
     if work.spec.family in ("gpt", "vae") and (work.spec.family == TEXT or setting.material):
         loss, _ = loss_of(work, work.net, setting, options.batch)
-        return [lambda net, n=n: next(iter(loss(n).values())) for n in range(TAYLOR_BATCHES)]
+        return [partial(_first, loss, step) for step in range(TAYLOR_BATCHES)]
     found = probe(work, setting, samples=8 * TAYLOR_BATCHES, tokens=128)
     generator = torch.Generator().manual_seed(setting.seed)
 
-    def signed(net: nn.Module, batch: Any) -> Tensor:
+    def signed(batch: Any, net: nn.Module) -> Tensor:
         total = torch.zeros(())
         for output in found.run(net, batch):
             heads = torch.rand(output.shape, generator=generator) < 0.5
             total = total + torch.where(heads, output, -output).sum()
         return total
 
-    return [lambda net, b=batch: signed(net, b) for batch in found.batches]
+    return [partial(signed, batch) for batch in found.batches]
+
+
+def _first(loss: Loss, step: int, net: nn.Module) -> Tensor:
+    """The loss that is minimised; it is one of `net` already."""
+    return next(iter(loss(step).values()))
 
 
 def gone_in(

@@ -157,9 +157,9 @@ def input_axis(layer: nn.Module) -> int:
     return int(not getattr(layer, "transposed", False))
 
 
-@torch.no_grad()
 def masked(net: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Set the weights that are not kept to zero, in place."""
     parameters = dict(net.named_parameters(remove_duplicate=False))
-    for name, mask in masks.items():
-        parameters[name].masked_fill_(~mask, 0.0)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            parameters[name].masked_fill_(~mask, 0.0)

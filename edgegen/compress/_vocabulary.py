@@ -111,8 +111,8 @@ def read(work: Work) -> dict[str, Any]:
 
 def merges(file: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The merges, in their order; older files write them "left right"."""
-    found = file["model"]["merges"]
-    return [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in found]
+    pairs = (m.split(" ") if isinstance(m, str) else m for m in file["model"]["merges"])
+    return [(left, right) for left, right in pairs]
 
 
 def without_tokens(work: Work, gone: Sequence[int]) -> tuple[Work, dict[int, int]]:
