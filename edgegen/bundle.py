@@ -42,14 +42,23 @@ class Layer(Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
 
 
+# How a graph of a quantized checkpoint is held to the quantized net itself: it computes the same
+# numbers in fp32, or its kernels round what passes between layers.
+EXACT, ROUNDED = "exact", "rounded"
+
+
 class Artifact(Struct, frozen=True, forbid_unknown_fields=True):
-    """One graph in one format. `path` is relative to the bundle."""
+    """One graph in one format. `path` is relative to the bundle.
+
+    `tolerance` is the rule of parity it is held to, where that is not the bundle's precision.
+    """
 
     graph: str
     format: str
     path: str
     ledger: tuple[Layer, ...]
     notes: tuple[str, ...] = ()
+    tolerance: str = ""
 
 
 class FileSum(Struct, frozen=True, forbid_unknown_fields=True):

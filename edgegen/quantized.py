@@ -56,14 +56,16 @@ class Stored(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """A plain net whose weights lie on the grid, and what was taken off it, by module name.
+    """A quantized net as an exporter wants it; `weights` and `inputs` are by module name.
 
-    `inputs` are the (scale, zero) of uint8 inputs. Both are by the name of the module.
+    `net` is plain: float weights on the grid, no quantizers. What it lacks are the rounded
+    inputs, uint8 of (scale, zero): `reference` has these, too, and computes what was trained.
     """
 
     net: nn.Module
     weights: dict[str, Stored]
     inputs: dict[str, tuple[float, int]]
+    reference: nn.Module
 
 
 def quantizable(net: nn.Module) -> dict[str, nn.Module]:
@@ -410,32 +412,33 @@ def stored(module: nn.Module) -> Stored:
 
 
 def fold(net: nn.Module) -> Folded:
-    """A plain copy of `net`, on-grid float weights and no quantizers; and what these held.
-
-    Without its input quantizers the copy computes something else: whoever writes it to a file
-    puts them back there.
+    """Plain copies of `net`, and what its quantizers held.
 
     Raises:
         FormatError: a quantizer that was never set, or holds what is no number.
     """
     check(net)
-    plain = copy.deepcopy(net)
+    reference = copy.deepcopy(net)
     weights: dict[str, Stored] = {}
     inputs: dict[str, tuple[float, int]] = {}
-    for name, module in list(plain.named_modules()):
-        if quantizer_of(module) is None:
-            continue
-        weights[name] = stored(module)
+    for name, module in list(reference.named_modules()):
+        if quantizer_of(module) is not None:
+            weights[name] = stored(module)
+            _make_plain(module)
         found = input_quantizer_of(module)
         if found is not None:
             zero = int(found.zero.detach().round().clamp(0, 255))
             inputs[name] = float(found.scale.detach()), zero
-        _make_plain(module)
-    return Folded(plain, weights, inputs)
+    plain = copy.deepcopy(reference) if inputs else reference
+    for name in inputs:
+        module = plain.get_submodule(name)
+        delattr(module, INPUT)
+        _drop(module._forward_pre_hooks, _quantize_input)
+    return Folded(plain, weights, inputs, reference)
 
 
 def _make_plain(module: nn.Module) -> None:
-    """Take the quantizers off; the weight stays as they made it."""
+    """Take the quantizer off a layer's weight, which stays as it made it."""
     with torch.no_grad():
         original = module.parametrizations["weight"].original
         original.copy_(module.weight)  # in place: another layer may share it
@@ -443,13 +446,11 @@ def _make_plain(module: nn.Module) -> None:
     del module.parametrizations
     module.__class__ = type(module).__bases__[0]
     module.register_parameter("weight", original)
-    if hasattr(module, INPUT):
-        delattr(module, INPUT)
-    for hooks in (
-        module._forward_pre_hooks,
-        module._state_dict_hooks,
-        module._load_state_dict_pre_hooks,
-    ):
-        for key, hook in list(hooks.items()):
-            if getattr(hook, "hook", hook) in (_quantize_input, _to_readable, _from_readable):
-                del hooks[key]
+    _drop(module._state_dict_hooks, _to_readable)
+    _drop(module._load_state_dict_pre_hooks, _from_readable)
+
+
+def _drop(hooks: dict[int, Any], hook: Any) -> None:
+    for key, found in list(hooks.items()):
+        if getattr(found, "hook", found) is hook:
+            del hooks[key]

@@ -22,7 +22,10 @@ def export(
     ),
     output: str = typer.Option(..., "-o", "--output", help="Folder of the bundle."),
     to: str = typer.Option("onnx,openvino", "--to", help="Formats: onnx, openvino, torch."),
-    precision: str = typer.Option("fp32", help="fp32, fp16, int8, int4; several: fp32,int8."),
+    precision: str | None = typer.Option(
+        None,
+        help="fp32, fp16, int8, int4; several: fp32,int8. A quantized checkpoint has its own.",
+    ),
     input: list[str] = typer.Option(
         [],
         "--input",
@@ -43,7 +46,7 @@ def export(
             source,
             output,
             formats=[name for name in to.split(",") if name],
-            precisions=[name for name in precision.split(",") if name],
+            precisions=None if precision is None else [n for n in precision.split(",") if n],
             inputs=input,
             pixels=_pixels(pixels),
             static=_sizes(static),
