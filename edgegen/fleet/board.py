@@ -7,7 +7,10 @@ time in the worker's one thread, so nothing is ever received while something is 
 from __future__ import annotations
 
 import functools
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -171,7 +174,13 @@ def _named(failed: Failure, job: Job) -> Failure:
 
 
 def end(order: str = "") -> None:
-    """End what runs for `order`, or for any: its processes are killed, and the device is free."""
-    if now and order in ("", now[0]):
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
+    """End what runs for `order`, or for any: its processes are killed until it has given up."""
+
+    def kill() -> None:
+        while now and order in ("", now[0]):
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+            time.sleep(0.05)  # one may have ended just now, and the next not have begun
+
+    threading.Thread(target=kill, daemon=True).start()

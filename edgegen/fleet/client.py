@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 import warnings
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -90,7 +91,7 @@ def look(address: Address, keys: Path | None) -> dict[str, Member]:
 def members(client: Any) -> dict[str, Member]:
     """The devices of a connected fleet, by name."""
     found = {}
-    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
+    for address, worker in _workers(client).items():
         told = worker.get("edgegen")
         if told is None:
             continue  # somebody's plain Dask worker
@@ -99,6 +100,12 @@ def members(client: Any) -> dict[str, Member]:
         survey = records.decode(Survey, told["survey"].encode(), f"the survey of {name}")
         found[name] = Member(name, address, told["edgegen"], told["python"], busy, survey)
     return dict(sorted(found.items()))
+
+
+def _workers(client: Any) -> dict[str, Any]:
+    """The hub's own list. `Client.scheduler_info` keeps one that a timer of its empties."""
+    workers: dict[str, Any] = client.sync(client.scheduler.identity)["workers"]
+    return workers
 
 
 def choose(address: Address, keys: Path | None, names: Sequence[str]) -> list[str]:
@@ -324,16 +331,18 @@ class Line:
                         f"{self.name}: time-out, no answer in {within_s:g} s to: {what}",
                         "another job may be running there; give it longer with --timeout",
                     ) from None
-            except Exception as error:
+            except (Exception, CancelledError) as error:
                 why = type(error).__name__
                 raise EdgeGenError(f"{self.name}: went away ({why}) at: {what}", hint) from error
             if not self._there():
                 raise EdgeGenError(f"{self.name}: went away at: {what}", hint)
 
     def _there(self) -> bool:
-        with suppress(Exception):
-            return self.address in self.client.scheduler_info(n_workers=-1)["workers"]
-        return False
+        """Does the hub know the device? While the hub itself is silent, nobody can say no."""
+        try:
+            return self.address in _workers(self.client)
+        except OSError:
+            return True
 
     def _end(self) -> None:
         """Free the device of what it does for us, where it can still be told."""

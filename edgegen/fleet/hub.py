@@ -71,6 +71,7 @@ def hub(
     """
     try:
         import dask
+        import distributed  # noqa: F401  # it sets its loggers up as it is imported
     except ModuleNotFoundError as error:
         raise rooms.missing(error, "edgegen devices hub") from error
     logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -101,4 +102,4 @@ async def _hub(
     try:
         await until_stopped(scheduler.finished())
     finally:
-        await scheduler.close(fast=True)
+        await scheduler.close()

@@ -37,6 +37,7 @@ def join(address: Address, name: str, keys: Path | None, note: Note = lambda _: 
     """
     try:
         import dask
+        import distributed  # noqa: F401  # it sets its loggers up as it is imported
     except ModuleNotFoundError as error:
         raise rooms.missing(error, "edgegen devices join") from error
     security = certificates.security(keys)
