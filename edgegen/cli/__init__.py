@@ -25,6 +25,7 @@ COMMANDS = (
     "eval",
     "profile",
     "compare",
+    "history",
     "inspect",
     "devices",
     "demo",
