@@ -197,6 +197,7 @@ def _checkpoint(path: Path, sizes: dict[str, int]) -> Inspection:
     """Builds the model: a checkpoint holds weights and a configuration, and no graph."""
     try:
         from edgegen import checkpoint
+        from edgegen.exporters._grid import precision_name
         from edgegen.models import _macs
     except ModuleNotFoundError as error:
         raise rooms.missing(error, "reading a checkpoint") from error
@@ -224,7 +225,7 @@ def _checkpoint(path: Path, sizes: dict[str, int]) -> Inspection:
         kind="checkpoint",
         name=path.name,
         family=found.spec.family,
-        precision="+".join(dict.fromkeys(map(_precision, schemes.values()))) or "fp32",
+        precision=precision_name(list(schemes.values())) if schemes else "fp32",
         parameters=parameters,
         weights_mb=weights_mb(parameters),
         sizes=sizes,
@@ -248,15 +249,12 @@ def _layers(module: Any, schemes: Mapping[int, Scheme]) -> tuple[Layer, ...]:
 
 def _layer(name: str, module: Any, scheme: Scheme | None) -> Layer:
     """The kind of a parametrized module is that of the class it was."""
+    from edgegen.exporters._grid import precision_name
+
     if scheme is None:
         count = sum(weight.numel() for weight in module.parameters(recurse=False))
         return Layer(name, type(module).__name__, "fp32", count)
     kind = type(module).__name__.removeprefix("Parametrized")
     group = scheme.group_size if scheme.group_size > 0 else None
-    return Layer(name, kind, _precision(scheme), int(module.weight.numel()), group)
-
-
-def _precision(scheme: Scheme) -> str:
-    if scheme.input_bits:
-        return f"w{scheme.bits}a{scheme.input_bits}"
-    return f"codebook{scheme.bits}" if scheme.codebook else f"int{scheme.bits}"
+    note = "codebook" if scheme.codebook else ""
+    return Layer(name, kind, precision_name([scheme]), int(module.weight.numel()), group, note)

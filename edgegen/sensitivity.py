@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import platformdirs
 import torch
 from msgspec import Struct
@@ -239,12 +240,12 @@ def draw(found: Sensitivity, path: Path | str) -> None:
     changes = list(dict.fromkeys(row.change for row in found.rows))
     values = [max(row.loss, 0.0) for row in found.rows]
     top = max(values, default=0.0) or 1.0
-    norm = LogNorm(vmin=max(min((v for v in values if v > 0), default=top), top * 1e-4), vmax=top)
+    norm = LogNorm(vmin=max(min((v for v in values if v > 0), default=top), top * 1e-6), vmax=top)
     wide, high = max(5.0, 0.28 * len(blocks) + 3), max(1.6, 0.3 * len(parts) + 1.0)
     figure = Figure(figsize=(wide, high * len(changes) + 0.4), layout="constrained")
     panels = figure.subplots(len(changes), 1, squeeze=False)[:, 0]
     for panel, change in zip(panels, changes, strict=True):
-        grid = torch.full((len(parts), len(blocks)), float("nan"))
+        grid = np.full((len(parts), len(blocks)), np.nan)
         for row in found.rows:
             if row.change == change:
                 block, part = place_of(row.layer)

@@ -27,7 +27,7 @@ def quick(name):
         for step in found.steps
     )
     quality = {figure: bound for figure, bound in found.gate.quality.items() if figure != "kid"}
-    return Recipe(steps, Gate(repeats=1, rounds=1, num=4, quality=quality))
+    return Recipe(steps, Gate(repeats=1, rounds=1, num=10, quality=quality))
 
 
 @pytest.mark.slow

@@ -142,9 +142,8 @@ def rebuilt(work: Work, config: gpt.Config, state: Mapping[str, Tensor]) -> Work
     net.load_state_dict(dict(state))
     assert shapes_of(net, plan) == shapes
     same = config == config_of(work.spec)
-    spec = msgspec.structs.replace(
-        work.spec, config=work.spec.config if same else msgspec.to_builtins(config), shapes=shapes
-    )
+    written = work.spec.config if same else msgspec.json.decode(msgspec.json.encode(config))
+    spec = msgspec.structs.replace(work.spec, config=written, shapes=shapes)
     return work._replace(spec=spec, net=net.eval())
 
 

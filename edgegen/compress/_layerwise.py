@@ -28,6 +28,9 @@ Method = Literal["rtn", "hqq", "gptq", "awq", "codebook"]
 Zero = Literal["auto", "whole", "float"]
 
 
+COARSE = Scheme(4, 32, symmetric=False)  # GGUF's Q4_1 and Q4_0
+
+
 class How(NamedTuple):
     """The algorithm for all layers, and what it may be told."""
 
@@ -81,10 +84,14 @@ def round_layers(
     grids: dict[str, Grid] = {}
     notes: dict[str, str] = {}
     for name, scheme in layers.items():
-        found = recovered(matrix(net.get_submodule(name)), scheme) if how.zero == "auto" else None
-        if found is not None and scheme.bits < 8 and not _whole(found):
+        weight = matrix(net.get_submodule(name))
+        found = recovered(weight, scheme) if how.zero == "auto" else None
+        if found is not None and not _whole(found):
             grids[name] = found
             notes[name] = "lay on such a grid already, with zeros that are not whole: kept"
+        elif scheme.bits == 8 and weight.shape[1] % COARSE.group_size == 0:
+            lies = recovered(weight, COARSE) is not None
+            notes |= {name: "lies on a 4-bit grid: int4-g32 would lose nothing"} if lies else {}
     left = [name for name in layers if name not in grids]
     if how.method == "gptq":
         assert probe is not None

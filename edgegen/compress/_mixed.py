@@ -85,8 +85,8 @@ def within(table: Table, budget: int) -> Plan:
     plans = path(table)
     if size_of(plans[0]) > budget:
         raise UsageError(
-            f"quantize: at least {size_of(plans[0]) / 1e6:.3f} MB with these choices, "
-            f"the budget is {budget / 1e6:.3f} MB",
+            f"quantize: at least {size_of(plans[0]) / 1e6:.6g} MB for the layers with a choice, "
+            f"the budget leaves them {budget / 1e6:.6g} MB",
             "raise the budget, or add smaller precisions to choices",
         )
     plan = dict(max((p for p in plans if size_of(p) <= budget), key=size_of))

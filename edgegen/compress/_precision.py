@@ -23,6 +23,7 @@ from edgegen.spec import Scheme
 if TYPE_CHECKING:
     from edgegen.compress.quantize import Options
 
+GROUP_SIZE = 64  # columns that share a scale, below 8 bits
 DECIBEL, PERCENT = re.compile(r"(\d+(?:\.\d+)?) ?dB"), re.compile(r"\+?(\d+(?:\.\d+)?)%")
 
 
@@ -54,7 +55,7 @@ def schemes_of(
 
 def _scheme_for(name: str, layer: nn.Module, own: str | None, options: Options) -> Scheme | None:
     if own is not None:
-        return scheme_of(own, options.group_size)
+        return scheme_of(own, options.group_size or GROUP_SIZE)
     bits = options.bits if isinstance(options.bits, int) else 8
     words = is_of_words(name, layer)
     if words:
@@ -62,7 +63,9 @@ def _scheme_for(name: str, layer: nn.Module, own: str | None, options: Options) 
     if bits == 0:
         return None
     symmetric = bits == 8 if options.symmetric is None else options.symmetric
-    group = 0 if bits == 8 and options.group_size > 0 else options.group_size
+    group = options.group_size
+    if group is None:
+        group = 0 if bits == 8 else GROUP_SIZE
     inputs = 8 if options.activations == "static" and not words else 0
     codes = options.method == "codebook" and bits < 8
     return Scheme(bits, group, symmetric or codes, codes, inputs)

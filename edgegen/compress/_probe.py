@@ -217,8 +217,10 @@ def _measured_text(work: Work, found: Probe) -> tuple[str, Callable[[nn.Module],
     def kl(net: nn.Module) -> float:
         total = count = 0.0
         for log, ids in zip(logs, found.batches, strict=True):
-            mine = found.run(net, ids)[0].log_softmax(-1)
-            total += float((log.exp() * (log - mine)).sum())
+            change = found.run(net, ids)[0].log_softmax(-1) - log
+            # Both sum to 1, so e^change - 1 adds nothing; with it, no term is below 0 and small
+            # losses are not lost in the noise of large ones that cancel.
+            total += float((log.exp() * (change.expm1() - change)).sum(dtype=torch.float64))
             count += ids.numel()
         return total / count
 

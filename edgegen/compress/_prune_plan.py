@@ -16,11 +16,11 @@ from edgegen.compress._allocate import Counts, by_importance, by_loss, lanes_of,
 from edgegen.compress._dependency import trace
 from edgegen.compress._groups import Gone, Group, choose, weights
 from edgegen.compress._names import select
-from edgegen.compress._probe import TEXT, probe
+from edgegen.compress._probe import TEXT
 from edgegen.compress._prune_options import Options, goal_of
 from edgegen.compress._recover import Loss, loss_of
 from edgegen.compress._remove import removed
-from edgegen.compress._scan import scan
+from edgegen.compress._scan import examples, scan
 from edgegen.compress._work import Setting, Work
 from edgegen.errors import UnsupportedError, UsageError
 
@@ -217,7 +217,7 @@ def _taylor_losses(
     if work.spec.family in ("gpt", "vae") and (work.spec.family == TEXT or setting.material):
         loss, _ = loss_of(work, work.net, setting, options.batch)
         return [partial(_first, loss, step) for step in range(TAYLOR_BATCHES)]
-    found = probe(work, setting, samples=8 * TAYLOR_BATCHES, tokens=128)
+    found = examples(work, setting, 8 * TAYLOR_BATCHES)
     generator = torch.Generator().manual_seed(setting.seed)
 
     def signed(batch: Any, net: nn.Module) -> Tensor:

@@ -81,6 +81,8 @@ def span(groups: Tensor, scheme: Scheme, whole: bool = True) -> tuple[Tensor, Te
 def _place(low: Tensor, high: Tensor, scheme: Scheme, whole: bool) -> tuple[Tensor, Tensor]:
     bottom, top = levels(scheme)
     if scheme.symmetric:
+        # 8 bits do without -128, as everyone's do: what was int8 before stays as it is.
+        bottom = -top if scheme.bits == 8 else bottom
         scale = torch.maximum(high / top, low / bottom).clamp(min=TINY)
         return scale, torch.zeros_like(scale)
     if whole:

@@ -7,11 +7,17 @@ from collections.abc import Iterable, Sequence
 from edgegen.compress._allocate import level
 from edgegen.compress._groups import Group, choose, shrink, silence
 from edgegen.compress._importance import Scores
-from edgegen.compress._probe import measured, probe
+from edgegen.compress._probe import Probe, measured, probe
 from edgegen.compress._work import Setting, Work
 
 RATIOS = (0.25, 0.5, 0.75)
 SAMPLES, TOKENS = 32, 128
+
+
+def examples(work: Work, setting: Setting, samples: int) -> Probe:
+    """Batches to look at a model with, no longer than it has positions."""
+    longest = int(work.spec.config.get("max_position_embeddings", TOKENS))
+    return probe(work, setting, samples=samples, tokens=min(TOKENS, longest))
 
 
 def scan(
@@ -26,7 +32,7 @@ def scan(
     Units go in the order of `scores`. A ratio at which nothing would go is left out.
     """
     groups = list(groups)
-    found = probe(work, setting, samples=SAMPLES, tokens=TOKENS)
+    found = examples(work, setting, SAMPLES)
     name, loss, _ = measured(work, setting, found)
     table: dict[str, dict[float, float]] = {}
     for number, group in enumerate(groups):

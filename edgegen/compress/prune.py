@@ -14,11 +14,12 @@ from edgegen import checkpoint
 from edgegen.compress import _decoder, _vocabulary
 from edgegen.compress._fit import Fit
 from edgegen.compress._groups import choose
-from edgegen.compress._probe import TEXT, probe
+from edgegen.compress._probe import TEXT
 from edgegen.compress._prune_options import Options, check
 from edgegen.compress._prune_plan import gone_in, groups_of, planned
 from edgegen.compress._recover import recover
 from edgegen.compress._remove import removed
+from edgegen.compress._scan import examples
 from edgegen.compress._sparse import sparse
 from edgegen.compress._work import Setting, Work
 from edgegen.errors import UsageError
@@ -106,7 +107,7 @@ def _fewer_blocks(work: Work, options: Options, setting: Setting) -> tuple[Work,
             f"prune: parts: blocks: a ratio of {options.ratio} takes {count} of {depth} blocks",
             f"take at least 1 and leave 1: a ratio from {1 / depth:.2g} to {1 - 1 / depth:.2g}",
         )
-    found = probe(work, setting, samples=16, tokens=128)
+    found = examples(work, setting, 16)
     scores = _decoder.block_scores(work.net, list(found.batches))
     gone = choose(scores, count)
     note = {

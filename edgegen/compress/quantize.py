@@ -48,6 +48,7 @@ FREE = 'use calibration = "self", or method = "hqq", which needs none'
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """How to quantize; the module says what the methods are.
 
+    `group_size` columns share a scale: None is 64 below 8 bits, else a row; 0 a row, -1 all.
     `embedding_bits` are those of embeddings and of the output layer, 0 for float. `symmetric` None
     gives fewer than 8 bits a zero point; `zero` "auto" lets it be no whole number where the weights
     lie on such a grid already. `keep` stays float; `layers` gives patterns their own precision.
@@ -55,7 +56,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
 
     bits: Annotated[int, Meta(ge=2, le=8)] | Literal["mixed"] = 8
     method: Method = "rtn"
-    group_size: Annotated[int, Meta(ge=-1)] = 64
+    group_size: Annotated[int, Meta(ge=-1)] | None = None
     symmetric: bool | None = None
     clip: bool = False
     zero: Zero = "auto"
@@ -139,6 +140,11 @@ def _check(work: Work, options: Options, setting: Setting) -> None:
         raise UsageError(
             f"quantize: {options.activations} activations with {options.bits} bits",
             "engines multiply 8-bit inputs with 8-bit weights: say bits = 8",
+        )
+    if options.activations == "static" and (options.group_size or 0) > 0:
+        raise UsageError(
+            f"quantize: static activations with groups of {options.group_size}",
+            "engines take one scale a row then: leave group_size out",
         )
     if options.method == "codebook" and options.activations != "float":
         raise UsageError("quantize: no engine multiplies codebooks by integers", "use method = rtn")
