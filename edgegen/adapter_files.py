@@ -20,7 +20,7 @@ import torch
 from msgspec import Struct
 from torch import Tensor, nn
 
-from edgegen import records
+from edgegen import checkpoint, records
 from edgegen.adapters import adaptable, adapted, attach, shapes
 from edgegen.checkpoint import pack, unpack
 from edgegen.errors import FormatError, MismatchError, UnsupportedError, UsageError
@@ -122,7 +122,7 @@ def read_peft(folder: Path | str) -> dict[str, Factors]:
             f"{path}: {what}: only plain LoRA is read", "merge it with peft, and export the result"
         )
     halves: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in unpack(Path(folder) / WEIGHTS).items():
+    for key, tensor in sorted(unpack(Path(folder) / WEIGHTS).items()):
         named = KEY.fullmatch(key)
         if named is None:
             raise UnsupportedError(f"{path.parent / WEIGHTS}: {key} is no LoRA of a layer")
@@ -183,3 +183,21 @@ def fitted(net: nn.Module, found: Mapping[str, Factors], place: Path | str) -> d
             )
         out[name] = factors
     return out
+
+
+def read(folder: Path | str) -> dict[str, Factors]:
+    """The adapters in a PEFT folder, or of a checkpoint whose adapters were not merged.
+
+    Raises:
+        UsageError: a checkpoint without adapters.
+        EdgeGenError: as `read_peft` and `checkpoint.load`.
+    """
+    if (Path(folder) / CONFIG).is_file() or not (Path(folder) / checkpoint.CONFIG).is_file():
+        return read_peft(folder)
+    found = adapted(checkpoint.load(folder).net)
+    if not found:
+        raise UsageError(
+            f"{folder}: a checkpoint without adapters",
+            "give one that was adapted with merge = false, or a PEFT folder",
+        )
+    return {name: Factors(a.A.detach(), a.B.detach(), float(a.scale)) for name, a in found.items()}

@@ -3,6 +3,7 @@
 BUNDLE/
   manifest.json            this file's `Manifest`
   golden.npz               inputs and torch fp32 outputs of the parity cases
+  adapters/NAME.npz        low-rank adapters that are switched at run time, if any
   model.onnx               a model of one graph named "model" lies at the top,
   openvino_model.xml/.bin
   decoder/model.onnx       every other graph in a folder of its own name
@@ -29,6 +30,7 @@ from edgegen.spec import Array, GraphSpec
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
+BASE = "base"  # the adapter that changes nothing
 
 
 class Layer(Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,6 +155,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     tools: dict[str, str] = {}
     export_peak_rss_mb: float | None = None
     quality: dict[str, float] = {}
+    adapters: dict[str, str] = {}
 
 
 class _Version(Struct, frozen=True):
@@ -267,6 +270,16 @@ class Case(Struct, frozen=True):
     name: str
     inputs: dict[str, Array]
     outputs: dict[str, Array]
+
+    @property
+    def title(self) -> str:
+        """Its name without the adapter's."""
+        return self.name.partition("@")[0]
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter it is computed with: cases of one are called `TITLE@ADAPTER`."""
+        return self.name.partition("@")[2] or None
 
 
 def write_golden(cases: list[Case], path: Path) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from edgegen import __version__, records, rooms
 from edgegen.bundle import (
+    BASE,
     FORMAT_VERSION,
     GOLDEN,
     MANIFEST,
@@ -32,13 +33,16 @@ from edgegen.bundle import (
 )
 from edgegen.calibration import Calibration, calibration
 from edgegen.devices import meters
-from edgegen.errors import NotFoundError, ParityError, UsageError
+from edgegen.errors import NotFoundError, ParityError, UnsupportedError, UsageError
 from edgegen.exporters import PRECISIONS, dress_graph, quantize_graph, write_graph
+from edgegen.exporters._adapters import Switched, gather, switchable, with_adapter
 from edgegen.exporters._fixed import fix
 from edgegen.exporters._grid import OWN_PRECISIONS, precision_name
 from edgegen.parity import cases, keep
 from edgegen.quantized import Folded, fold, is_quantized
 from edgegen.runtimes import deploy
+from edgegen.runtimes._adapters import FOLDER
+from edgegen.runtimes._adapters import write as write_adapter
 from edgegen.sources import Model, Part, open_source
 from edgegen.spec import Report, silent
 from edgegen.verify import check_case
@@ -66,6 +70,7 @@ def export(
     static: Mapping[str, int] | None = None,
     data: str | None = None,
     group_size: int = 0,
+    adapters: Mapping[str, Path | str] | None = None,
     report: Report = silent,
 ) -> list[Bundle]:
     """Export `source` to every one of `formats`, prove each on its engine, write the bundle.
@@ -73,12 +78,14 @@ def export(
     One bundle a precision, fp32 unless asked; where there are several, "-fp32", "-int8", ... is
     added to `output`. A quantized checkpoint has its own precision, and takes no other.
     `static` fixes free dimensions. `data` names calibration images for int8 of conv nets, as for
-    training. `group_size` 0 chooses from the channels.
+    training. `group_size` 0 chooses from the channels. `adapters` are folders by name (PEFT's, or
+    checkpoints with adapters) that the bundle holds to be switched at run time.
 
     Raises:
         UsageError: an unknown precision, one that a quantized checkpoint does not have, a dimension
             or group size that cannot be.
-        UnsupportedError: the module cannot be exported.
+        UnsupportedError: the module cannot be exported, or not with adapters to switch.
+        MismatchError: an adapter of another model.
         ParityError: an engine does not compute the model within tolerance; nothing is written.
     """
     _check_usage(formats, precisions, group_size)
@@ -88,14 +95,20 @@ def export(
     meters.reset_peak()
     report("read the model", 0, 1)
     model = source if isinstance(source, Model) else open_source(source, inputs, pixels)
+    if static and adapters:
+        raise UsageError(
+            "--static and --adapter exclude each other: what adapters are fed with has a free rank",
+            "merge the adapter first: edgegen compress --lora 8 --set merge=true",
+        )
     if static:
         parts = fix(model.parts, static)
         model = model._replace(parts={name: Part(*part) for name, part in parts.items()})
     model, folded, precisions = _fold(model, precisions)
+    switched = gather(model.parts, adapters or {}, formats)
     with _scratch(output) as scratch:
-        drawn = _draw(model, folded, scratch, formats, report)
+        drawn = _draw(model, folded, switched, scratch, formats, report)
         report("compute the reference", 0, 1)
-        drawn = drawn._replace(golden=cases(dict(model.parts), model.loop, _prompt(model)))
+        drawn = drawn._replace(golden=_golden(model, switched))
         return [
             _bundle(
                 drawn, _name(output, precision, precisions), precision, data, group_size, report
@@ -137,6 +150,7 @@ class _Drawn(NamedTuple):
 
     model: Model
     folded: Mapping[str, Folded]
+    switched: Switched
     folder: Path
     formats: tuple[str, ...]
     notes: dict[tuple[str, str], tuple[str, ...]]
@@ -167,6 +181,7 @@ def _scratch(output: Path) -> Iterator[Path]:
 def _draw(
     model: Model,
     folded: Mapping[str, Folded],
+    switched: Switched,
     folder: Path,
     formats: Sequence[str],
     report: Report,
@@ -177,9 +192,25 @@ def _draw(
         for done, (name, (module, graph)) in enumerate(model.parts.items()):
             report(f"export to {kind}", done, len(model.parts))
             plain = folded[name].net if name in folded else module
+            if name in switched.layers:
+                plain, graph = switchable(plain, graph, switched.layers[name])
             notes[name, kind] = write_graph(plain, graph, folder, kind)
         report(f"export to {kind}", len(model.parts), len(model.parts))
-    return _Drawn(model, folded, folder, tuple(formats), notes, [])
+    return _Drawn(model, folded, switched, folder, tuple(formats), notes, [])
+
+
+def _golden(model: Model, switched: Switched) -> list[Case]:
+    """The cases of the model, and of the model with each adapter attached."""
+    prompt = _prompt(model)
+    found = cases(dict(model.parts), model.loop, prompt)
+    for name, placed in switched.named.items():
+        parts = {
+            g: (with_adapter(model.parts[g].module, f), model.parts[g].spec)
+            for g, f in placed.items()
+        }
+        mine = cases(parts, model.loop, prompt)
+        found += [msgspec.structs.replace(case, name=f"{case.name}@{name}") for case in mine]
+    return found
 
 
 def _bundle(
@@ -192,6 +223,8 @@ def _bundle(
         for name, content in model.files.items():
             (part / name).write_bytes(content)
         artifacts = tuple(_artifacts(drawn, part, precision, data, group, report))
+        for name, feeds in drawn.switched.feeds(model.parts).items():
+            write_adapter(feeds, part / FOLDER / f"{name}.npz")
         write_golden([case for case in drawn.golden if keep(case)], part / GOLDEN)
         manifest = _manifest(drawn, output.name, precision, artifacts)
         rows = _prove(part, manifest, drawn.golden, report)
@@ -224,6 +257,11 @@ def _artifacts(
         for done, (name, part) in enumerate(drawn.model.parts.items()):
             report(f"{precision} in {kind}", done, total)
             feeds, origin = batches.get(name, Calibration())
+            if feeds and name in drawn.switched.layers:
+                raise UnsupportedError(
+                    f"{precision}: activations cannot be calibrated with adapters to be switched",
+                    "quantize the checkpoint first: edgegen compress --quantize w8a8",
+                )
             if name in drawn.folded:
                 artifact = dress_graph(part.spec, folder, kind, drawn.folded[name])
             else:
@@ -292,7 +330,7 @@ def raise_unless_ok(rows: Sequence[Drift]) -> None:
 def _manifest(
     drawn: _Drawn, name: str, precision: str, artifacts: tuple[Artifact, ...]
 ) -> Manifest:
-    model, folded = drawn.model, drawn.folded
+    model, folded, named = drawn.model, drawn.folded, drawn.switched.named
     file = any(isinstance(part.module, Path) for part in model.parts.values())
     reference = "torch fp32, quantized as the checkpoint is" if folded else "torch fp32"
     if file:
@@ -312,6 +350,7 @@ def _manifest(
         files={},
         reference=reference,
         history=model.history,
+        adapters={n: f"{FOLDER}/{n}.npz" for n in (BASE, *named)} if named else {},
         tools=tools | {n: metadata.version(n) for n in TOOLS if _installed(n)},
     )
 

@@ -37,9 +37,9 @@ def xml(comparison: Comparison) -> str:
     if not cases:
         raise UsageError("--junit has nothing to report", "give a gate: --gate 'p50<=+5%'")
     failed = sum(not met for _, _, met, _ in cases)
-    totals = {"tests": str(len(cases)), "failures": str(failed), "errors": "0"}
-    root = Xml.Element("testsuites", name=SUITE, **totals)
-    suite = Xml.SubElement(root, "testsuite", name=SUITE, **totals)
+    totals = {"name": SUITE, "tests": str(len(cases)), "failures": str(failed), "errors": "0"}
+    root = Xml.Element("testsuites", totals)
+    suite = Xml.SubElement(root, "testsuite", totals)
     for name, row, met, found in cases:
         case = Xml.SubElement(suite, "testcase", classname=row, name=name)
         if met:

@@ -20,8 +20,10 @@ from edgegen.verdict import headline
 
 OPERATORS = 12  # of each profile, the most expensive
 TITLES = {"gpt": "Text", "vae": "VAE", "gan": "GAN"}
-SILENT = ("clock_mhz_start", "clock_mhz_end", "free_memory_mb", "notes")
-SILENT += ("heat_c_start", "heat_c_end")
+SILENT = (
+    *("clock_mhz_start", "clock_mhz_end", "free_memory_mb", "notes"),
+    *("heat_c_start", "heat_c_end"),
+)
 
 
 def write_html(

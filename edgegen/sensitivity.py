@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import platformdirs
-import torch
 from msgspec import Struct
 from torch import Tensor, nn
 
@@ -249,7 +248,7 @@ def draw(found: Sensitivity, path: Path | str) -> None:
         for row in found.rows:
             if row.change == change:
                 block, part = place_of(row.layer)
-                grid[parts.index(part), blocks.index(block)] = max(row.loss, norm.vmin)
+                grid[parts.index(part), blocks.index(block)] = max(row.loss, float(norm.vmin or 0))
         picture = panel.imshow(grid, norm=norm, cmap="magma_r", aspect="auto")
         panel.set_title(change, loc="left", fontsize=10)
         panel.set_yticks(range(len(parts)), parts, fontsize=8)

@@ -52,7 +52,8 @@ class Axis(Struct, frozen=True):
         if self.log:
             low, high, at = np.log(low), np.log(high), np.log(values)
         share = (at - low) / ((high - low) or 1)
-        return np.clip((share * self.width).astype(int), 0, self.width - 1)
+        places: np.ndarray = np.clip((share * self.width).astype(int), 0, self.width - 1)
+        return places
 
 
 def distribution(profile: Profile, *, width: int = 78, plain: bool = False) -> str:
@@ -89,12 +90,13 @@ def strips(
     shown = [(name, values) for name, values in zip(names, samples, strict=True) if len(values)]
     if not shown:
         return f"{title}: no samples"
-    margin = min(max(len(name) for name, _ in shown), max(width - NARROWEST - 24, 8))
-    axis = _axis([values for _, values in shown], max(width - margin - 16, NARROWEST))
+    high = max(_fence(values) for _, values in shown)
+    counts = [_count(values, high) for _, values in shown]
+    room = width - max(map(len, counts)) - 4
+    margin = max(min(max(len(name) for name, _ in shown), room - NARROWEST), 1)
+    axis = _axis([values for _, values in shown], high, max(room - margin, NARROWEST))
     lines = [title]
-    for name, values in shown:
-        beyond = int((values > axis.high).sum())
-        count = f"n={len(values)}" + (f", {beyond} beyond" if beyond else "")
+    for (name, values), count in zip(shown, counts, strict=True):
         lines.append(f"{_short(name, margin):<{margin}}  {_bars(values, axis, marks)}  {count}")
         lines.append(f"{'':<{margin}}  {_box(values, axis, marks)}".rstrip())
     ends = f"{number(axis.low)} ms", f"{number(axis.high)} ms" + (" (log)" if axis.log else "")
@@ -112,14 +114,19 @@ def sparkline(values: Sequence[float], *, plain: bool = False) -> str:
     return "".join(heights[round(float(n))] for n in at)
 
 
-def _axis(samples: Sequence[Floats], width: int) -> Axis:
-    def fence(values: Floats) -> float:
-        lower, upper = np.percentile(values, [25, 75])
-        inside = values[values <= upper + FENCE * (upper - lower)]
-        return float(inside.max()) if len(inside) else float(values.max())
+def _fence(values: Floats) -> float:
+    """The largest value that is drawn."""
+    lower, upper = np.percentile(values, [25, 75])
+    return float(values[values <= upper + FENCE * (upper - lower)].max())
 
+
+def _count(values: Floats, high: float) -> str:
+    beyond = int((values > high).sum())
+    return f"n={len(values)}" + (f", {beyond} beyond" if beyond else "")
+
+
+def _axis(samples: Sequence[Floats], high: float, width: int) -> Axis:
     low = min(float(values.min()) for values in samples)
-    high = max(fence(values) for values in samples)
     return Axis(low, high, width, low > 0 and high > LOG_FROM * low)
 
 

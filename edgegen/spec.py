@@ -181,7 +181,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """How an engine opens a graph.
 
     `threads` 0 leaves the choice to the engine. `precision` is what must run, never less.
-    `provider` is passed through to the engine as it is.
+    `provider` is passed through to the engine as it is. `adapter` is the first one in use.
     """
 
     threads: int = 0
@@ -189,6 +189,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     allow_fallback: bool = False
     profile: bool = False
     provider: dict[str, str] = {}
+    adapter: str = ""
 
 
 class Session(Protocol):

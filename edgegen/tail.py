@@ -1,7 +1,7 @@
 """How high a high percentile may really be: MLPerf's early-stopping rule.
 
 Of few samples the largest is mostly below the true p99. The rule says from how many samples on a
-percentile may be quoted, and which of them it is surely (99 %) not above.
+percentile may be quoted, and which of them it is surely (99 % and more) not above.
 
 Source: github.com/mlcommons/inference, loadgen/early_stopping.cc and EarlyStopping in results.cc,
 SingleStream (confidence 0.99, tolerance 0).

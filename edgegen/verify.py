@@ -86,6 +86,7 @@ def verify(
 
 def check_case(deployment: Deployment, case: Case) -> list[Drift]:
     """One case on an open deployment."""
+    deployment.use(case.adapter)
     session = deployment.session(case.graph)
     precision = rule_of(deployment, case.graph)
     loop = deployment.bundle.manifest.loop
@@ -116,7 +117,7 @@ def drifts(engine: str, case: Case, found: dict[str, Array], precision: str) -> 
         assert got is not None
         error = np.abs(got.astype(np.float64) - want)
         sqnr = sqnr_db(want, got)
-        inner = name.startswith("present.") or case.name == LAST_POSITION
+        inner = name.startswith("present.") or case.title == LAST_POSITION
         least = INNER_DB if inner and not limit.rtol else limit.sqnr_db
         rule, ok = f"SQNR >= {least:g} dB", sqnr >= least
         if limit.rtol:
@@ -166,7 +167,7 @@ def _quality(
     limit = TOLERANCES[precision]
     if any(_unlike(want, found.get(name)) for name, want in case.outputs.items()):
         return None  # the rows of these outputs say so already
-    if isinstance(loop, Text) and limit.top1 and case.name == "text" and "logits" in found:
+    if isinstance(loop, Text) and limit.top1 and case.title == "text" and "logits" in found:
         share = top1_agreement(case.outputs["logits"], found["logits"])
         rule = f"top-1 agreement {share:.3f} >= {limit.top1:g}"
         return _figure(engine, case, "logits", rule, share >= limit.top1)

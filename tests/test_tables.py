@@ -3,6 +3,7 @@
 import pytest
 
 from edgegen import tables
+from edgegen.bundle import Drift
 from edgegen.compare import compare
 from edgegen.metrics import Estimate
 
@@ -105,3 +106,32 @@ def test_a_name_cannot_break_out_of_markdown(make_profile):
     text = tables.markdown(compare([make_profile(bundle="a|b<script>\n`x`")]))
     row = next(line for line in text.splitlines() if "a\\|b" in line)
     assert "\\<script\\> \\`x\\`" in row
+
+
+def test_energy_is_never_without_how_it_was_had(make_profile):
+    rows = [
+        make_profile(energy_j=2.0, energy_source="measured: RAPL package"),
+        make_profile(1, energy_j=1.0, energy_source="modelled: 15 W"),
+        make_profile(2),
+    ]
+    columns, cells = tables.table(compare(rows).rows)
+    energy = columns.index("energy J")
+    assert [row[energy] for row in cells] == ["2.00 measured", "1.00 modelled", "-"]
+
+
+def test_drift_and_the_front_have_a_column(make_profile):
+    far = Drift("onnxruntime", "decoder", "b", "image", 0.5, 12.0, "allclose", False)
+    near = Drift("onnxruntime", "decoder", "b", "image", 1e-7, None, "allclose", True)
+    rows = [make_profile(drifts=(far,)), make_profile(1, scale_ms=5.0, drifts=(near,))]
+    found = compare([*rows, make_profile(2, scale_ms=2.0, size_mb=9.0)])
+    columns, cells = tables.table(found.rows)
+    assert [row[columns.index("drift")] for row in cells] == ["12.0 dB too far", "1e-07", "-"]
+    assert [row[columns.index("Pareto")] for row in cells] == ["", tables.FRONT, tables.FRONT]
+    assert any("on the Pareto front of time, peak RSS, size" in n for n in tables.footnotes(found))
+
+
+def test_markdown_has_the_pick(make_profile):
+    text = tables.markdown(compare([make_profile(), make_profile(1)], budget="p50<=1s"))
+    assert "### best\n\n**pick toy (fp32) with onnxruntime on cpu" in text
+    missed = compare([make_profile()], budget="p50<=1ms").best
+    assert tables.pick(missed) == "nothing fits p50<=1ms"

@@ -89,7 +89,9 @@ def within(table: Table, budget: int) -> Plan:
             f"the budget leaves them {budget / 1e6:.6g} MB",
             "raise the budget, or add smaller precisions to choices",
         )
-    plan = dict(max((p for p in plans if size_of(p) <= budget), key=size_of))
+    within = [p for p in plans if size_of(p) <= budget]
+    largest: Plan = max(within, key=size_of)
+    plan = dict(largest)
     candidates = [_filled(table, plan, budget)]
     for name in dict.fromkeys(choice.name for choices in table.values() for choice in choices):
         uniform = {layer: c for layer, cs in table.items() for c in cs if c.name == name}

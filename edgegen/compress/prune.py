@@ -124,11 +124,15 @@ def _rounds(
 ) -> tuple[Work, dict[str, Any]]:
     """Prune to the plan in several rounds: a few units less, and some training, in each."""
     plan = planned(work, parts, options, setting)
-    recovery = []
+    recovery, left = [], dict(plan.counts)
     for number in range(options.rounds):
         done = 1 - (1 - (number + 1) / options.rounds) ** 3
-        groups = [g for g in groups_of(work, parts)[0] if plan.counts.get(g.name)]
+        # A part that is done with may have nothing more that could go.
+        ends = {"mlp" if name.endswith(".mlp") else "attention" for name, n in left.items() if n}
+        open_ = [part for part in parts if ("mlp" if part == "mlp" else "attention") in ends]
+        groups = [g for g in groups_of(work, open_)[0] if left.get(g.name)]
         gone = gone_in(work, groups, plan, done, options, setting)
+        left |= {name: left[name] - len(units) for name, units in gone.items()}
         work = removed(work, groups, gone, merge=options.importance == "similar")
         if options.steps:
             work, trained = recover(work, setting, _fit(options), number)

@@ -160,7 +160,7 @@ def _check(work: Work, options: Options, setting: Setting) -> None:
 
 def _check_needs(options: Options) -> None:
     """Raise `UsageError` where text is needed."""
-    needs = [options.method] if options.method in NEEDS_DATA else []
+    needs: list[str] = [options.method] if options.method in NEEDS_DATA else []
     needs += ["smoothquant"] if options.smooth == "smoothquant" else []
     needs += ["static activations"] if options.activations == "static" else []
     needs += ["bias correction"] if options.bias_correction else []

@@ -11,7 +11,7 @@ from edgegen.errors import FormatError, MismatchError
 OPTIONS = Fit(steps=25, lr=1e-2, every=5, weight_decay=0.1)
 
 
-class Killed(RuntimeError):
+class Killed(RuntimeError):  # noqa: N818
     pass
 
 

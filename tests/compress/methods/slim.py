@@ -7,7 +7,6 @@ import torch
 from msgspec import Meta, Struct
 
 from edgegen import checkpoint
-from edgegen.compress import Work
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
