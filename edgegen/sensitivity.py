@@ -26,6 +26,7 @@ from edgegen.compress._rounding import nearest
 from edgegen.compress._scheme import assign, fitted, matrix, scheme_of
 from edgegen.errors import MismatchError, UnsupportedError, UsageError
 from edgegen.quantized import is_quantized, quantizable
+from edgegen.spec import Report, silent
 
 if TYPE_CHECKING:
     from edgegen.compress._work import Setting, Work
@@ -221,6 +222,29 @@ def changed(weight: Tensor, change: str) -> Tensor:
         return weight.index_fill(0, weak, 0.0)
     scheme, _ = fitted(scheme_of(change, GROUP), weight.shape[1])
     return nearest(weight, scheme, clip=scheme.bits < 8).weight
+
+
+def of_source(
+    source: str,
+    data: str = "",
+    changes: Sequence[str] = CHANGES,
+    *,
+    seed: int = 0,
+    report: Report = silent,
+) -> Sensitivity:
+    """The ledger of a checkpoint, or of whatever else has torch weights, on the data set `data`.
+
+    Raises:
+        EdgeGenError: as `ledger`, and for a source or data that cannot be read.
+    """
+    from edgegen.compress._material import read_material
+    from edgegen.compress._open import open_work
+    from edgegen.compress._work import Setting
+
+    work = open_work(source)
+    material = read_material(work, data, report) if data else None
+    setting = Setting(work, material, Path(), seed=seed, report=report)
+    return ledger(work, setting, changes)
 
 
 def draw(found: Sensitivity, path: Path | str) -> None:

@@ -31,6 +31,21 @@ def opened(tiny_checkpoint):
     return open_
 
 
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """`run("inspect", ...)`: exit code, stdout and stderr of the command line."""
+    from edgegen import cli
+
+    def run_(*arguments):
+        monkeypatch.setattr("sys.argv", ["edgegen", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        found = capfd.readouterr()
+        return end.value.code or 0, found.out, found.err
+
+    return run_
+
+
 def text():
     ids = (np.arange(2000) * 7 + np.random.default_rng(0).integers(0, 3, 2000)) % 250
     return Material(ids[:1500], ids[1500:], None, 33)
@@ -181,6 +196,20 @@ def test_the_table_shows_the_most_sensitive_layer_first():
     assert titles == ("layer", "kind", "parameters", "int8: kl_nats", "int4: kl_nats")
     assert lines[0] == ("layers.2.mlp.down", "Linear", "1,000", "7e-05", "0.007")
     assert lines[-1][0] == "layers.0.mlp.down"
+
+
+def test_the_command_prints_the_ledger_and_draws_it(tiny_checkpoint, tmp_path, run):
+    path = str(tiny_checkpoint("gan"))
+    asked = ("inspect", path, "--sensitivity", "--change", "int4")
+    code, out, _ = run(*asked, "-o", str(tmp_path / "heat.png"))
+    assert code == 0 and "average.body.2" in out and "int4: noise" in out
+    assert (tmp_path / "heat.png").stat().st_size > 1000
+    code, out, _ = run(*asked, "--json")
+    assert records.decode(Sensitivity, out.encode(), "stdout").measure == "noise"
+    code, _, err = run("inspect", path, "--change", "int4")
+    assert code == 2 and "add --sensitivity" in err
+    code, _, err = run("inspect", str(tiny_checkpoint("gpt")), "--sensitivity")
+    assert code == 2 and "give --data text:FILES" in err
 
 
 def test_a_ledger_is_a_record(tmp_path):
