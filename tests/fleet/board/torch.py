@@ -1,3 +1,0 @@
-"""A board has no torch."""
-
-raise ModuleNotFoundError("No module named 'torch'", name="torch")
