@@ -17,6 +17,7 @@ import msgspec
 
 from edgegen import __version__, records, rooms
 from edgegen.bundle import (
+    BASE,
     FORMAT_VERSION,
     GOLDEN,
     MANIFEST,
@@ -32,11 +33,16 @@ from edgegen.bundle import (
 )
 from edgegen.calibration import Calibration, calibration
 from edgegen.devices import meters
-from edgegen.errors import NotFoundError, ParityError, UsageError
-from edgegen.exporters import PRECISIONS, quantize_graph, write_graph
+from edgegen.errors import NotFoundError, ParityError, UnsupportedError, UsageError
+from edgegen.exporters import PRECISIONS, dress_graph, quantize_graph, write_graph
+from edgegen.exporters._adapters import Switched, gather, switchable, with_adapter
 from edgegen.exporters._fixed import fix
+from edgegen.exporters._grid import OWN_PRECISIONS, precision_name
 from edgegen.parity import cases, keep
+from edgegen.quantized import Folded, fold, is_quantized
 from edgegen.runtimes import deploy
+from edgegen.runtimes._adapters import FOLDER
+from edgegen.runtimes._adapters import write as write_adapter
 from edgegen.sources import Model, Part, open_source
 from edgegen.spec import Report, silent
 from edgegen.verify import check_case
@@ -58,39 +64,51 @@ def export(
     output: Path | str,
     *,
     formats: Sequence[str] = ("onnx", "openvino"),
-    precisions: Sequence[str] = ("fp32",),
+    precisions: Sequence[str] | None = None,
     inputs: Sequence[str] = (),
     pixels: tuple[float, float] | None = None,
     static: Mapping[str, int] | None = None,
     data: str | None = None,
     group_size: int = 0,
+    adapters: Mapping[str, Path | str] | None = None,
     report: Report = silent,
 ) -> list[Bundle]:
     """Export `source` to every one of `formats`, prove each on its engine, write the bundle.
 
-    One bundle a precision; where there are several, "-fp32", "-int8", ... is added to `output`.
+    One bundle a precision, fp32 unless asked; where there are several, "-fp32", "-int8", ... is
+    added to `output`. A quantized checkpoint has its own precision, and takes no other.
     `static` fixes free dimensions. `data` names calibration images for int8 of conv nets, as for
-    training. `group_size` 0 chooses from the channels.
+    training. `group_size` 0 chooses from the channels. `adapters` are folders by name (PEFT's, or
+    checkpoints with adapters) that the bundle holds to be switched at run time.
 
     Raises:
-        UsageError: an unknown precision, a dimension or group size that cannot be.
-        UnsupportedError: the module cannot be exported.
+        UsageError: an unknown precision, one that a quantized checkpoint does not have, a dimension
+            or group size that cannot be.
+        UnsupportedError: the module cannot be exported, or not with adapters to switch.
+        MismatchError: an adapter of another model.
         ParityError: an engine does not compute the model within tolerance; nothing is written.
     """
     _check_usage(formats, precisions, group_size)
     output = Path(output)
-    for precision in precisions:
-        records.target(_name(output, precision, precisions))  # not after minutes of tracing
+    for precision in precisions or ("",):
+        records.target(_name(output, precision, precisions or ()))  # not after minutes of tracing
     meters.reset_peak()
     report("read the model", 0, 1)
     model = source if isinstance(source, Model) else open_source(source, inputs, pixels)
+    if static and adapters:
+        raise UsageError(
+            "--static and --adapter exclude each other: what adapters are fed with has a free rank",
+            "merge the adapter first: edgegen compress --lora 8 --set merge=true",
+        )
     if static:
         parts = fix(model.parts, static)
         model = model._replace(parts={name: Part(*part) for name, part in parts.items()})
+    model, folded, precisions = _fold(model, precisions)
+    switched = gather(model.parts, adapters or {}, formats)
     with _scratch(output) as scratch:
-        drawn = _draw(model, scratch, formats, report)
+        drawn = _draw(model, folded, switched, scratch, formats, report)
         report("compute the reference", 0, 1)
-        drawn = drawn._replace(golden=cases(dict(model.parts), model.loop, _prompt(model)))
+        drawn = drawn._replace(golden=_golden(model, switched))
         return [
             _bundle(
                 drawn, _name(output, precision, precisions), precision, data, group_size, report
@@ -99,10 +117,40 @@ def export(
         ]
 
 
+def _fold(
+    model: Model, precisions: Sequence[str] | None
+) -> tuple[Model, dict[str, Folded], Sequence[str]]:
+    """The model with quantized graphs as their own reference; what was folded; the precisions."""
+    modules = {name: part.module for name, part in model.parts.items()}
+    quantized = {n: m for n, m in modules.items() if not isinstance(m, Path) and is_quantized(m)}
+    if not quantized:
+        for precision in set(precisions or ()) - set(PRECISIONS):
+            raise UsageError(
+                f"{model.name}: is not quantized, so it is not {precision}",
+                f"take one of {', '.join(PRECISIONS)}, or quantize it first: edgegen compress",
+            )
+        return model, {}, precisions or ("fp32",)
+    folded = {name: fold(module) for name, module in quantized.items()}
+    own = precision_name([w.scheme for f in folded.values() for w in f.weights.values()])
+    if precisions and list(precisions) != [own]:
+        raise UsageError(
+            f"{model.name}: is quantized already ({own}), cannot be {', '.join(precisions)}",
+            "leave --precision out, or export the checkpoint it was quantized from",
+        )
+    parts = dict(model.parts)
+    for name, found in folded.items():
+        parts[name] = Part(found.reference, parts[name].spec)
+    plain = [folded[n].net if n in folded else module for n, module in modules.items()]
+    weights = {id(p): p.numel() for m in plain if not isinstance(m, Path) for p in m.parameters()}
+    return model._replace(parts=parts, parameters=sum(weights.values())), folded, (own,)
+
+
 class _Drawn(NamedTuple):
     """A model, its graphs in fp32 in a folder, notes by (graph, format), and its parity cases."""
 
     model: Model
+    folded: Mapping[str, Folded]
+    switched: Switched
     folder: Path
     formats: tuple[str, ...]
     notes: dict[tuple[str, str], tuple[str, ...]]
@@ -110,7 +158,7 @@ class _Drawn(NamedTuple):
 
 
 def _name(output: Path, precision: str, precisions: Sequence[str]) -> Path:
-    return output if len(precisions) == 1 else output.with_name(f"{output.name}-{precision}")
+    return output if len(precisions) < 2 else output.with_name(f"{output.name}-{precision}")
 
 
 @contextmanager
@@ -130,15 +178,39 @@ def _scratch(output: Path) -> Iterator[Path]:
         yield graphs
 
 
-def _draw(model: Model, folder: Path, formats: Sequence[str], report: Report) -> _Drawn:
+def _draw(
+    model: Model,
+    folded: Mapping[str, Folded],
+    switched: Switched,
+    folder: Path,
+    formats: Sequence[str],
+    report: Report,
+) -> _Drawn:
     """Every graph in every format, once, in fp32: tracing is the slow part."""
     notes = {}
     for kind in formats:
         for done, (name, (module, graph)) in enumerate(model.parts.items()):
             report(f"export to {kind}", done, len(model.parts))
-            notes[name, kind] = write_graph(module, graph, folder, kind)
+            plain = folded[name].net if name in folded else module
+            if name in switched.layers:
+                plain, graph = switchable(plain, graph, switched.layers[name])
+            notes[name, kind] = write_graph(plain, graph, folder, kind)
         report(f"export to {kind}", len(model.parts), len(model.parts))
-    return _Drawn(model, folder, tuple(formats), notes, [])
+    return _Drawn(model, folded, switched, folder, tuple(formats), notes, [])
+
+
+def _golden(model: Model, switched: Switched) -> list[Case]:
+    """The cases of the model, and of the model with each adapter attached."""
+    prompt = _prompt(model)
+    found = cases(dict(model.parts), model.loop, prompt)
+    for name, placed in switched.named.items():
+        parts = {
+            g: (with_adapter(model.parts[g].module, f), model.parts[g].spec)
+            for g, f in placed.items()
+        }
+        mine = cases(parts, model.loop, prompt)
+        found += [msgspec.structs.replace(case, name=f"{case.name}@{name}") for case in mine]
+    return found
 
 
 def _bundle(
@@ -151,18 +223,20 @@ def _bundle(
         for name, content in model.files.items():
             (part / name).write_bytes(content)
         artifacts = tuple(_artifacts(drawn, part, precision, data, group, report))
+        for name, feeds in drawn.switched.feeds(model.parts).items():
+            write_adapter(feeds, part / FOLDER / f"{name}.npz")
         write_golden([case for case in drawn.golden if keep(case)], part / GOLDEN)
-        manifest = _manifest(model, output.name, precision, artifacts)
+        manifest = _manifest(drawn, output.name, precision, artifacts)
         rows = _prove(part, manifest, drawn.golden, report)
         _write_manifest(part, manifest, rows)
     return open_bundle(output)
 
 
-def _check_usage(formats: Sequence[str], precisions: Sequence[str], group_size: int) -> None:
-    for precision in precisions:
-        if precision not in PRECISIONS:
+def _check_usage(formats: Sequence[str], precisions: Sequence[str] | None, group_size: int) -> None:
+    for precision in precisions or ():
+        if precision not in (*PRECISIONS, *OWN_PRECISIONS):
             raise UsageError(f"no precision {precision!r}", rooms.nearest(precision, PRECISIONS))
-    if not precisions:
+    if precisions is not None and not precisions:
         raise UsageError("no precision to export at", "pass --precision fp32,int8")
     if not formats:
         raise UsageError("no format to export to", "pass --to onnx,openvino")
@@ -177,15 +251,28 @@ def _check_usage(formats: Sequence[str], precisions: Sequence[str], group_size: 
 def _artifacts(
     drawn: _Drawn, folder: Path, precision: str, data: str | None, group: int, report: Report
 ) -> Iterator[Artifact]:
-    batches = calibration(drawn.model, precision, data)
+    batches = calibration(drawn.model, precision, data) if not drawn.folded else {}
     for kind in drawn.formats:
         total = len(drawn.model.parts)
         for done, (name, part) in enumerate(drawn.model.parts.items()):
             report(f"{precision} in {kind}", done, total)
             feeds, origin = batches.get(name, Calibration())
-            artifact = quantize_graph(
-                part.spec, folder, kind, precision=precision, calibration=feeds, group=group
-            )
+            if feeds and name in drawn.switched.layers:
+                raise UnsupportedError(
+                    f"{precision}: activations cannot be calibrated with adapters to be switched",
+                    "quantize the checkpoint first: edgegen compress --quantize w8a8",
+                )
+            if name in drawn.folded:
+                artifact = dress_graph(part.spec, folder, kind, drawn.folded[name])
+            else:
+                artifact = quantize_graph(
+                    part.spec,
+                    folder,
+                    kind,
+                    precision="fp32" if drawn.folded else precision,
+                    calibration=feeds,
+                    group=group,
+                )
             said = (*drawn.notes[name, kind], *artifact.notes, *([origin] if origin else []))
             yield msgspec.structs.replace(artifact, notes=said)
         report(f"{precision} in {kind}", total, total)
@@ -240,8 +327,14 @@ def raise_unless_ok(rows: Sequence[Drift]) -> None:
         )
 
 
-def _manifest(model: Model, name: str, precision: str, artifacts: tuple[Artifact, ...]) -> Manifest:
+def _manifest(
+    drawn: _Drawn, name: str, precision: str, artifacts: tuple[Artifact, ...]
+) -> Manifest:
+    model, folded, named = drawn.model, drawn.folded, drawn.switched.named
     file = any(isinstance(part.module, Path) for part in model.parts.values())
+    reference = "torch fp32, quantized as the checkpoint is" if folded else "torch fp32"
+    if file:
+        reference = "onnxruntime on the source file, fp32, unoptimised"
     tools = {"python": platform.python_version(), "edgegen": __version__}
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -255,8 +348,9 @@ def _manifest(model: Model, name: str, precision: str, artifacts: tuple[Artifact
         graphs=tuple(part.spec for part in model.parts.values()),
         artifacts=artifacts,
         files={},
-        reference="onnxruntime on the source file, fp32, unoptimised" if file else "torch fp32",
+        reference=reference,
         history=model.history,
+        adapters={n: f"{FOLDER}/{n}.npz" for n in (BASE, *named)} if named else {},
         tools=tools | {n: metadata.version(n) for n in TOOLS if _installed(n)},
     )
 

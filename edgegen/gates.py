@@ -2,7 +2,7 @@
 
 METRIC <= BOUND  or  METRIC >= BOUND
 BOUND  a signed percentage of the first profile (+5%, -10%), or a number with its unit
-METRIC one of `METRICS`, or quality.NAME
+METRIC one of `METRICS` (`rss` for peak_rss), or quality.NAME
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ METRICS = {
     "size": "MB",
     "energy": "J",
 }
+SHORT = {"rss": "peak_rss"}
 # Other units one may write, in those above.
 UNITS = {
     "ms": {"us": 1e-3, "ms": 1.0, "s": 1e3},
@@ -55,30 +56,33 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True):
         return value <= self.bound if self.upper else value >= self.bound
 
 
-def parse(text: str) -> Gate:
-    """The gate that `text` says.
+def parse(text: str, what: str = "gate") -> Gate:
+    """The gate that `text` says; errors call it `what`.
 
     Raises:
         UsageError: not the syntax, which is shown; an unknown metric ("did you mean") or unit.
     """
     found = _GATE.fullmatch(text)
     if not found:
-        raise UsageError(f"gate {text!r} is not understood", f"write {SYNTAX}")
-    metric, sign, signum, number, unit = found.groups()
+        raise UsageError(f"{what} {text!r} is not understood", f"write {SYNTAX}")
+    written, sign, signum, number, unit = found.groups()
+    metric = SHORT.get(written, written)
     if metric not in METRICS and not metric.startswith("quality."):
         hint = nearest(metric, [*METRICS, "quality.NAME"])
-        raise UsageError(f"gate {text!r}: no metric {metric!r}", hint)
+        raise UsageError(f"{what} {text!r}: no metric {metric!r}", hint)
     upper, value = sign == "<=", float(f"{signum}{number}")
     counted = METRICS.get(metric, "")
     if unit == "%":
         if not signum:
             wanted = f"{metric}{sign}+{number}%"
             raise UsageError(
-                f"gate {text!r}: more or less than the first profile?",
+                f"{what} {text!r}: more or less than the first profile?",
                 f"give the percentage a sign: '{wanted}'",
             )
         return Gate(text, metric, upper, value / 100, relative=True, unit="%")
     if unit not in UNITS[counted]:
         units = ", ".join(u for u in UNITS[counted] if u) or "no unit"
-        raise UsageError(f"gate {text!r}: {metric} is not in {unit or 'no unit'}", f"have: {units}")
+        raise UsageError(
+            f"{what} {text!r}: {metric} is not in {unit or 'no unit'}", f"have: {units}"
+        )
     return Gate(text, metric, upper, value * UNITS[counted][unit], relative=False, unit=counted)

@@ -35,6 +35,7 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True):
     inference after loading, before the warm-up. Repeats are kept in the order they ran; where they
     came from several processes (`rounds`), `load_ms` and `cold_ms` are medians over these and
     `peak_rss_mb` is the largest. Profiles of one `block` were taken in turns, round by round.
+    `board` is the name of the machine in a fleet; empty for the one the command ran on.
     """
 
     schema_version: int
@@ -67,10 +68,12 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True):
     environment: dict[str, Any] = {}
     block: str = ""
     rounds: int = 1
+    board: str = ""
 
     def name(self) -> str:
-        """How tables call it: `vae-int8 onnxruntime cpu`."""
-        return f"{self.bundle} {self.engine} {self.device}"
+        """How tables call it: `vae-int8 onnxruntime cpu`, of a fleet `... pi5/cpu`."""
+        device = f"{self.board}/{self.device}" if self.board else self.device
+        return f"{self.bundle} {self.engine} {device}"
 
 
 def samples(profile: Profile) -> list[float]:

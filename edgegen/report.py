@@ -12,14 +12,18 @@ from typing import Any
 
 from edgegen import __version__, plots, records
 from edgegen.bundle import worst
-from edgegen.compare import Comparison, Row, families, headline
+from edgegen.compare import Comparison, Row, families
 from edgegen.metrics import FASTER
 from edgegen.profile import Profile
 from edgegen.tables import Table, footnotes, gate_table, number, table
+from edgegen.verdict import headline
 
 OPERATORS = 12  # of each profile, the most expensive
 TITLES = {"gpt": "Text", "vae": "VAE", "gan": "GAN"}
-SILENT = ("clock_mhz_start", "clock_mhz_end", "free_memory_mb", "notes")
+SILENT = (
+    *("clock_mhz_start", "clock_mhz_end", "free_memory_mb", "notes"),
+    *("heat_c_start", "heat_c_end"),
+)
 
 
 def write_html(

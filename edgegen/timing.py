@@ -104,7 +104,7 @@ def _deploy(job: Job, options: Options) -> Any:
 def _run(
     deployment: Any, job: Job, report: Report
 ) -> tuple[float, list[list[float]], dict[str, float]]:
-    """(first inference in ms, laps of every timed repeat, clock before and after these)."""
+    """(first inference in ms, laps of every timed repeat, clock and heat around these)."""
 
     def laps(seed: int) -> list[float]:
         request = msgspec.structs.replace(job.request, seed=job.request.seed + seed)
@@ -118,12 +118,12 @@ def _run(
         report(what, n + 1, job.warmup + job.repeats)
     gc.collect()
     gc.freeze()  # torch leaves a million objects that a collection in the middle would walk over
-    runs, start = [], _clock_mhz()
+    runs, start = [], _state("start")
     for n in range(job.repeats):
         runs.append(laps(job.first + n))
         report(what, job.warmup + n + 1, job.warmup + job.repeats)
     gc.unfreeze()
-    return cold_ms, runs, {"clock_mhz_start": start, "clock_mhz_end": _clock_mhz()}
+    return cold_ms, runs, start | _state("end")
 
 
 def _operators(job: Job, report: Report) -> tuple[Operator, ...]:
@@ -188,6 +188,21 @@ def _device_name(device: str, environment: Mapping[str, Any]) -> str:
         return str(find(device).description)
     except NotFoundError:
         return device
+
+
+def _state(when: str) -> dict[str, float]:
+    """Clock and heat of now, each as far as it can be read."""
+    heat = _heat_c()
+    return {f"clock_mhz_{when}": _clock_mhz()} | ({f"heat_c_{when}": heat} if heat else {})
+
+
+def _heat_c() -> float:
+    """The hottest sensor, in degrees Celsius; 0 where none can be read."""
+    try:
+        found = psutil.sensors_temperatures()
+    except (AttributeError, OSError):  # the first on macOS and Windows
+        return 0.0
+    return max((float(one.current) for sensor in found.values() for one in sensor), default=0.0)
 
 
 def _clock_mhz() -> float:

@@ -3,6 +3,7 @@
     FILE                                                   what the main file is called
     write(module, graph, path) -> notes                    a torch module, or a foreign ONNX file
     quantize(path, graph, precision, calibration, group) -> notes     in place
+    dress(path, folded) -> notes, is it exact?             in place, the integers of a quantized net
     ledger(path) -> layers                                 read back from what was written
 
 Notes are what a user must be told: anything that is not simply what was asked for.
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from edgegen import rooms
-from edgegen.bundle import Artifact
+from edgegen.bundle import EXACT, ROUNDED, Artifact
 from edgegen.errors import EdgeGenError, UnsupportedError
 from edgegen.spec import Array, Feed, GraphSpec
 
@@ -106,6 +107,25 @@ def quantize_graph(
             "export at --precision fp32, fp16 or int8",
         )
     return Artifact(graph.name, kind, path.relative_to(folder).as_posix(), layers, notes)
+
+
+def dress_graph(graph: GraphSpec, folder: Path, kind: str, folded: Any) -> Artifact:
+    """Put the integers of a quantized net (`edgegen.quantized.Folded`) into a graph that was
+    written from its plain copy, and say what each layer became.
+
+    Raises:
+        UnsupportedError: the format has no integers, or a layer is not in the graph.
+    """
+    exporter = rooms.load(ROOM, kind)
+    if not hasattr(exporter, "dress"):
+        raise UnsupportedError(
+            f"{kind}: cannot hold a quantized model", "export it to others: --to onnx,openvino"
+        )
+    path = file_of(folder, graph.name, kind)
+    notes, exact = exporter.dress(path, folded)
+    name = path.relative_to(folder).as_posix()
+    rule = EXACT if exact else ROUNDED
+    return Artifact(graph.name, kind, name, exporter.ledger(path), notes, rule)
 
 
 def file_of(folder: Path, graph: str, kind: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ def _quantize_transposed(model: Any) -> int:
         back = onnx.helper.make_node("DequantizeLinear", names[:2], names[2:], axis=1)
         model.graph.node.insert(list(model.graph.node).index(node), back)
         node.input[1] = names[2]
-    _drop_unused(model)
+    drop_unused(model)
     return len(nodes)
 
 
@@ -191,8 +191,8 @@ def _weight_only(path: Path, bits: int, wanted: int) -> tuple[str, ...]:
     with fp32 arithmetic (level 1).
     """
     model = onnx.load(path)
-    _fold_transposes(model)
-    _gemm_to_matmul(model)
+    fold_transposes(model)
+    gemm_to_matmul(model)
     channels = _channels(model)
     size, notes = group_size(channels, wanted)
     last = {node.name for node in model.graph.node if _is_last(node, model)}
@@ -254,10 +254,10 @@ def _quantize_rows(model: Any) -> None:
         model.graph.node.remove(node)
         for offset, item in enumerate(new):
             model.graph.node.insert(index + offset, item)
-    _drop_unused(model)
+    drop_unused(model)
 
 
-def _fold_transposes(model: Any) -> None:
+def fold_transposes(model: Any) -> None:
     """Turn Transpose(weight) into a weight: a tied head is quantized on its own."""
     weights = {w.name: w for w in model.graph.initializer}
     for node in [n for n in model.graph.node if n.op_type == "Transpose"]:
@@ -269,11 +269,14 @@ def _fold_transposes(model: Any) -> None:
             numpy_helper.from_array(np.ascontiguousarray(array), node.output[0])
         )
         model.graph.node.remove(node)
-    _drop_unused(model)
+    drop_unused(model)
 
 
-def _gemm_to_matmul(model: Any) -> None:
-    """Gemm(x, W, b) becomes MatMul + Add, which the weight-only quantizer knows."""
+def gemm_to_matmul(model: Any, minus: Callable[[Any], bool] = lambda node: False) -> None:
+    """Gemm(x, W, b) becomes MatMul + Add, which the weight-only quantizer knows.
+
+    Where `minus` says so, -b is taken away instead: ONNX Runtime would make a Gemm of an Add.
+    """
     weights = {w.name: w for w in model.graph.initializer}
     for index, node in reversed(list(enumerate(model.graph.node))):
         options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -289,15 +292,20 @@ def _gemm_to_matmul(model: Any) -> None:
         product = f"{node.output[0]}_product" if len(node.input) > 2 else node.output[0]
         new = [onnx.helper.make_node("MatMul", [node.input[0], name], [product], name=node.name)]
         if len(node.input) > 2:
-            ends = [product, node.input[2]], [node.output[0]]
-            new.append(onnx.helper.make_node("Add", *ends, name=f"{node.name}_bias"))
+            kind, bias = "Add", node.input[2]
+            if minus(node) and bias in weights:
+                kind, less = "Sub", -numpy_helper.to_array(weights[bias])
+                bias = f"{node.name or node.output[0]}_minus_bias"
+                model.graph.initializer.append(numpy_helper.from_array(less, bias))
+            ends = [product, bias], [node.output[0]]
+            new.append(onnx.helper.make_node(kind, *ends, name=f"{node.name}_bias"))
         model.graph.node.remove(node)
         for offset, item in enumerate(new):
             model.graph.node.insert(index + offset, item)
-    _drop_unused(model)
+    drop_unused(model)
 
 
-def _drop_unused(model: Any) -> None:
+def drop_unused(model: Any) -> None:
     used = {name for node in model.graph.node for name in node.input}
     used |= {output.name for output in model.graph.output}
     for weight in [w for w in model.graph.initializer if w.name not in used]:

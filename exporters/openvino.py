@@ -17,7 +17,7 @@ from openvino import opset13 as ops
 
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
-from edgegen.exporters import example, group_size, is_text
+from edgegen.exporters import _openvino_grid, example, group_size, is_text
 from edgegen.spec import Feed, GraphSpec
 
 FILE = "openvino_model.xml"
@@ -31,6 +31,7 @@ PRECISION_OF = {
     "u8": "int8",
     "i4": "int4",
     "u4": "int4",
+    "u2": "int2",
 }
 
 
@@ -157,6 +158,18 @@ def quantize(
     return notes
 
 
+def dress(path: Path, folded: Any) -> tuple[tuple[str, ...], bool]:
+    """Rewrite the file at `path` with the integers of `folded`; notes, and whether it is exact.
+
+    Raises:
+        UnsupportedError: a layer with a rounded input is not in the graph.
+    """
+    model = _read(path)
+    found = _openvino_grid.dress(model, folded)
+    ov.save_model(model, path, compress_to_fp16=False)
+    return found
+
+
 def _compress(
     nncf: Any, model: Any, precision: str, calibration: Sequence[Feed], group: int
 ) -> tuple[Any, tuple[str, ...]]:
@@ -261,15 +274,19 @@ def _layers(model: Any) -> Iterator[Layer]:
         kind = node.get_type_name()
         if kind not in WEIGHTED:
             continue
-        weight = _constant(node.input_value(0 if kind == "Gather" else 1))
+        place = node.input_value(0 if kind == "Gather" else 1)
+        weight = _constant(place)
         if weight is None or len(weight.shape) < 2:
             continue
         precision = PRECISION_OF.get(weight.get_element_type().get_type_name(), "fp32")
-        both = precision == "int8" and _is_quantized(node.input_value(0))
-        note = "weights and activations" if both else ""
-        if precision in ("int8", "int4") and not both:
-            note = "weight-only"
-        count = int(np.prod(weight.shape))
+        note = ""
+        if precision.startswith("int"):
+            both = _is_quantized(node.input_value(0))
+            note = "weights and activations" if both else "weight-only"
+            note += ", codebook" if _looked_up(place) else ""
+        # Of what is computed with: a padded group is cut off behind the constant.
+        shape = place.get_partial_shape()
+        count = int(np.prod(shape.to_shape() if shape.is_static else weight.shape))
         size = int(weight.shape[-1]) if len(weight.shape) == 3 and kind != "Gather" else None
         yield Layer(node.get_friendly_name(), kind, precision, count, size, note)
 
@@ -277,10 +294,22 @@ def _layers(model: Any) -> Iterator[Layer]:
 def _constant(output: Any) -> Any:
     """The stored weight behind a value, through decompression and (de)quantization."""
     node = output.get_node()
-    through = ("Convert", "Multiply", "Subtract", "Reshape", "FakeQuantize", "Transpose")
-    while node.get_type_name() in through:
-        node = node.input_value(0).get_node()
+    through = ("Convert", "Multiply", "Subtract", "Reshape", "FakeQuantize", "Transpose", "Slice")
+    while node.get_type_name() in through or _is_lookup(node):
+        node = node.input_value(1 if _is_lookup(node) else 0).get_node()
     return node if node.get_type_name() == "Constant" else None
+
+
+def _is_lookup(node: Any) -> bool:
+    """Does it read numbers from a table of one dimension: the values of a codebook?"""
+    return node.get_type_name() == "Gather" and len(node.input_value(0).get_partial_shape()) == 1
+
+
+def _looked_up(output: Any) -> bool:
+    node = output.get_node()
+    while node.get_type_name() in ("Convert", "Multiply", "Reshape", "Transpose", "Slice"):
+        node = node.input_value(0).get_node()
+    return _is_lookup(node)
 
 
 def _is_quantized(output: Any) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from edgegen import rooms
 from edgegen.bundle import Bundle, OneShot, Text, check_files, open_bundle
 from edgegen.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
-from edgegen.runtimes import _pictures
+from edgegen.runtimes import _adapters, _pictures
 from edgegen.runtimes.loops import _sampling, autoregressive
 from edgegen.spec import Array, Feed, Options, Request, Session
 from edgegen.text import TextStream, Tokenizer, open_tokenizer
@@ -39,7 +39,8 @@ def deploy(
     `options` is always the bundle's own.
 
     Raises:
-        NotFoundError: no such bundle, engine or device; or the bundle lacks the engine's format.
+        NotFoundError: no such bundle, engine, device or adapter; or the bundle lacks the engine's
+            format.
         MissingExtraError: the engine is not installed.
         FormatError: a file that is to be opened is missing or altered.
         UnsupportedError: the device needs fixed shapes and the bundle's are free.
@@ -53,6 +54,7 @@ def deploy(
     _check_files(bundle, engine.READS)
     options = msgspec.structs.replace(options or Options(), precision=bundle.manifest.precision)
     deployment = Deployment(bundle, name, engine, device, options)
+    deployment.use(options.adapter or None)
     deployment.session(_main_graph(bundle))
     return deployment
 
@@ -126,6 +128,7 @@ class Deployment:
         self.options = options
         self.sessions: dict[str, Session] = {}
         self._module = module
+        self._adapter: dict[str, dict[str, Array]] = {}
 
     def session(self, graph: str) -> Session:
         """The session of one graph."""
@@ -136,8 +139,23 @@ class Deployment:
                 opened = self._module.open_graph(file, spec, self.device, self.options)
             except ModuleNotFoundError as error:
                 raise rooms.missing(error, self.engine) from error
+            if graph in self._adapter:
+                _adapters.feed(opened, self.engine, self._adapter[graph])
             self.sessions[graph] = opened
         return self.sessions[graph]
+
+    def use(self, adapter: str | None) -> None:
+        """Compute with one of the bundle's adapters from the next run on; None takes it off.
+
+        A text that is being written goes on with it, on the cache of the one before.
+
+        Raises:
+            NotFoundError: the bundle has no adapter of that name.
+        """
+        self._adapter = _adapters.read(self.bundle, adapter)
+        for graph, session in self.sessions.items():
+            if graph in self._adapter:
+                _adapters.feed(session, self.engine, self._adapter[graph])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -166,6 +166,11 @@ class OvSession:
             values[name.replace("past_key_values", "present")] = state.state.data.copy()
         return values
 
+    def use(self, adapter: Feed) -> None:
+        """Compute with these tensors from now on: the request keeps what it was given once."""
+        for name, array in adapter.items():
+            self._request.set_tensor(name, ov.Tensor(np.array(array)))
+
     def cached(self) -> CachedForward:
         """A forward over OpenVINO's own variables; only for a stateful text model."""
         if not self._states:

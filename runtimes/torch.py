@@ -78,16 +78,21 @@ class TorchSession:
         self.graph = graph
         self._module = module
         self._place = place
+        self._adapter: list[Any] = []
         self._profiler = torch.profiler.profile() if profiled else None
         if self._profiler:
             self._profiler.start()
+
+    def use(self, adapter: Feed) -> None:
+        """Hand these tensors over behind the inputs of every run from now on."""
+        self._adapter = [torch.from_numpy(array).to(self._place) for array in adapter.values()]
 
     def run(self, inputs: Feed) -> dict[str, Array]:
         """The graph's outputs by name; returns when the device has finished."""
         self.graph.check(inputs)
         tensors = [torch.from_numpy(inputs[s.name]).to(self._place) for s in self.graph.inputs]
         with torch.inference_mode():
-            out = self._module(*tensors)
+            out = self._module(*tensors, *self._adapter)
         values = out if isinstance(out, tuple) else (out,)
         return {
             spec.name: value.cpu().numpy()

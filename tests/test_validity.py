@@ -82,6 +82,14 @@ def test_a_falling_clock_is_throttling(make_profile):
     assert "throttled" not in flagged(make_profile(environment=clocks | {"clock_mhz_start": 0.0}))
 
 
+def test_a_hot_device_is_named_with_both_readings(make_profile):
+    hot = {"heat_c_start": 60.0, "heat_c_end": 91.0}
+    found = validity.flags(make_profile(environment=hot))
+    assert "hot: 91 °C at the end, 60 °C at the start" in found
+    assert "hot" not in flagged(make_profile(environment=hot | {"heat_c_end": 70.0}))
+    assert "hot" not in flagged(make_profile())
+
+
 def test_a_busy_machine_is_named(make_profile):
     busy = {"load_1min": 3.0, "usable_cores": 2.0}
     assert validity.flags(make_profile(environment=busy))[-1] == (

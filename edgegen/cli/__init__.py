@@ -18,11 +18,14 @@ from edgegen.errors import EdgeGenError
 
 COMMANDS = (
     "train",
+    "compress",
     "export",
     "verify",
     "run",
+    "eval",
     "profile",
     "compare",
+    "history",
     "inspect",
     "devices",
     "demo",
@@ -40,7 +43,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # drawing help with rich takes longer than all the rest of it
 )
 for _name in COMMANDS:
-    app.command(_name)(getattr(importlib.import_module(f"edgegen.cli.{_name}"), _name))
+    _command = getattr(importlib.import_module(f"edgegen.cli.{_name}"), _name)
+    if isinstance(_command, typer.Typer):  # one with commands of its own
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -34,6 +34,20 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], title:
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
+def canvas() -> dict[str, Any]:
+    """How wide a drawing on stdout may be, and whether it has to keep to ASCII."""
+    import shutil
+
+    try:
+        "█".encode(sys.stdout.encoding or "ascii")
+        plain = False
+    except (UnicodeEncodeError, LookupError):
+        plain = True
+    # A pipe has no width of its own.
+    width = min(shutil.get_terminal_size().columns, 120) if sys.stdout.isatty() else 100
+    return {"width": width, "plain": plain}
+
+
 def note(message: str) -> None:
     """One line on stderr."""
     print(message, file=sys.stderr, flush=True)  # noqa: T201

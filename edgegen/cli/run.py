@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Which options make sense for what a bundle makes; the others are refused by name.
 ANY = {"bundle", "runtime", "device", "threads", "allow_fallback", "provider", "seed", "json"}
+ANY |= {"adapter"}
 TEXT = {"prompt", "max_new_tokens", "greedy", "temperature", "top_k", "top_p", "min_p"}
 TEXT |= {"repetition_penalty", "stop", "chat", "batch"}
 IMAGES = {"num", "output", "interpolate", "reconstruct"}
@@ -51,6 +52,7 @@ def run(
     threads: int = typer.Option(0, help="0 leaves the choice to the engine."),
     allow_fallback: bool = typer.Option(False, help="Let operators run on another device."),
     provider: list[str] = typer.Option([], help="KEY=VALUE, passed to the engine. Repeatable."),
+    adapter: str = typer.Option("", help="One of the bundle's adapters, by name."),
     json: bool = typer.Option(False, "--json", help="Print a record instead."),
 ) -> None:
     """Generate: text after a prompt, a grid of images, or the outputs of any graph."""
@@ -61,7 +63,10 @@ def run(
     if threads < 0:
         raise UsageError(f"--threads is {threads}", "give 0 (the engine's choice) or more")
     opening = Options(
-        threads=threads, allow_fallback=allow_fallback, provider=pairs("--provider", provider)
+        threads=threads,
+        allow_fallback=allow_fallback,
+        provider=pairs("--provider", provider),
+        adapter=adapter,
     )
     _fit(bundle, options)
     with closing(deploy(bundle, runtime, device, opening)) as deployment:

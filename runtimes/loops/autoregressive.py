@@ -148,6 +148,21 @@ def forward(session: Session) -> CachedForward:
     return own
 
 
+def full_forward(session: Session, ids: Array, mask: Array) -> Array:
+    """Logits of all positions at once, with an empty cache: (batch, time, vocabulary).
+
+    `ids` and `mask` are (batch, time); what is padded, on the left, has mask 0.
+    """
+    tokens = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
+    }
+    pasts = [s for s in session.graph.inputs if s.name.startswith("past_key_values.")]
+    empty = {s.name: _empty(s.shape, s.dtype, len(ids)) for s in pasts}
+    return np.asarray(session.run(_cast(session, tokens) | empty)["logits"])
+
+
 class PastForward:
     """A `CachedForward` over any session: the present of one call is the past of the next."""
 

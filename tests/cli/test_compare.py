@@ -53,7 +53,9 @@ def test_json_is_the_comparison(compare, files, capsys):
 
 def test_markdown_goes_to_stdout(compare, files, capsys):
     compare(*files, "--markdown")
-    assert capsys.readouterr().out.startswith("### vae\n\n|  | run ms |")
+    out = capsys.readouterr().out
+    assert out.startswith("### vae\n\n**toy fp32 openvino cpu is ")
+    assert "\n\n|  | run ms |" in out
 
 
 def test_a_missed_gate_is_raised_after_the_table(compare, files, capsys):
@@ -128,3 +130,46 @@ def test_a_bad_gate_is_a_usage_error_with_the_fix(compare, files, gate, hint):
     with pytest.raises(UsageError, match=gate.partition("<")[0]) as error:
         compare(*files, "--gate", gate)
     assert error.value.hint.startswith(hint)
+
+
+def test_the_verdict_stands_first_and_the_samples_are_drawn(compare, files, capsys):
+    compare(*files)
+    out = capsys.readouterr().out
+    assert out.startswith("toy fp32 openvino cpu is ")
+    assert "n=20" in out
+    assert "\x1b" not in out
+
+
+def test_the_best_is_named_and_nothing_that_fits_ends_with_4(compare, files, capsys):
+    compare(*files, "--best", "p50<=20ms, rss<=200MB")
+    assert "pick toy (fp32) with openvino on cpu: " in capsys.readouterr().out
+    with pytest.raises(GateError, match="nothing fits 'p50<=1ms'") as error:
+        compare(*files, "--best", "p50<=1ms")
+    assert error.value.exit_code == 4
+
+
+def test_junit_and_markdown_are_written_before_a_missed_gate_ends_it(compare, files, tmp_path):
+    with pytest.raises(GateError):
+        compare(
+            *files, "--gate", "size<=1MB",
+            "--junit", tmp_path / "gates.xml", "--markdown-file", tmp_path / "gates.md",
+        )  # fmt: skip
+    assert 'failures="2"' in (tmp_path / "gates.xml").read_text()
+    assert "MISSED" in (tmp_path / "gates.md").read_text()
+
+
+def test_junit_without_a_gate_is_refused_at_once(compare, files, tmp_path):
+    with pytest.raises(UsageError, match="--junit has nothing to report"):
+        compare(*files, "--junit", tmp_path / "x.xml")
+
+
+def test_an_empty_folder_among_others_is_named(compare, files, tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match=r"no profiles in .*none"):
+        compare(files[0], tmp_path / "none")
+
+
+def test_an_empty_file_is_named(compare, files):
+    files[0].write_text("")
+    with pytest.raises(FormatError, match=r"a\.json: not valid JSON"):
+        compare(*files)

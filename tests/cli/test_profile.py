@@ -66,6 +66,18 @@ def test_several_are_measured_in_turns_into_a_folder(profile, engine, onnx_bundl
     assert one.rounds == two.rounds == 5
 
 
+@pytest.mark.slow
+def test_alone_each_is_written_as_it_comes_and_only_what_is_missing_again(
+    profile, engine, onnx_bundle, tmp_path, capsys
+):
+    args = ["--device", "cpu", "--no-interleave", "--repeats", 1, "-q", "-o", tmp_path / "p.json"]
+    profile(onnx_bundle, *args)
+    before = (tmp_path / "p.json").stat().st_mtime_ns
+    profile(onnx_bundle, *args, "--resume")
+    assert "1 of 1 profiles are there already" in capsys.readouterr().err
+    assert (tmp_path / "p.json").stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize(
     ("args", "said", "hint"),
     [
@@ -78,6 +90,10 @@ def test_several_are_measured_in_turns_into_a_folder(profile, engine, onnx_bundl
         (["--size", "width"], "--size 'width'", "write it as --size NAME=VALUE"),
         (["--size", "width=x"], "--size width=x: not a whole number", ""),
         (["--size", "width=4"], "no free dimension 'width'", "have: none"),
+        (["--interleave"], "--interleave: one alone takes no turns", "give several bundles"),
+        (["--resume"], "--resume looks at what is in -o", "give -o DIR"),
+        (["--fleet", "pi5"], "'pi5' is no address of a hub", "write it as tls://HOST:8786"),
+        (["--fleet", "tcp://pi5"], "neither encrypted nor authenticated", "edgegen devices keys"),
         (["--provider", "=4"], "--provider '=4'", "write it as --provider NAME=VALUE"),
         (["--rounds", "21"], "--rounds is 21, --repeats is 20", "one repeat for each round"),
     ],

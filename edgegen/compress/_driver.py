@@ -1,0 +1,351 @@
+"""One recipe, step by step; a killed run goes on at the step it was in.
+
+OUTPUT.compressing/
+  plan.json     this file's `Plan`: a run goes on only with the steps it began with
+  original.json the quality of the original model
+  step-N/       the checkpoint after step N; its last entry says what the gate said
+  work-N/       what step N itself keeps while it runs
+  bundle-N/     step N exported for the target; 0 is the source
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from msgspec import Struct
+
+from edgegen import checkpoint, records, rooms
+from edgegen.bundle import Bundle, open_bundle
+from edgegen.compress._gate import (
+    Figures,
+    bundle_of,
+    format_of,
+    judge,
+    kept,
+    over_budget,
+    quality_of,
+)
+from edgegen.compress._material import read_material
+from edgegen.compress._open import check_finite, open_work, sha256_of, traces
+from edgegen.compress._work import Setting, Target, Work
+from edgegen.errors import EdgeGenError, GateError, UsageError
+from edgegen.recipe import LEARNS, Recipe, Step, check, check_order, options_of, shipped
+from edgegen.recipe import read as read_recipe
+from edgegen.spec import Report, silent
+from edgegen.steps import Entry, Verdict
+
+ROOM = "edgegen.compress"
+PLAN, ORIGINAL = "plan.json", "original.json"
+UNJUDGED = Verdict("not measured", "the run was stopped before the gate")
+
+
+class Plan(Struct, frozen=True, forbid_unknown_fields=True):
+    """All that decides what comes out of the steps. The gate may change between two runs."""
+
+    source: str
+    weights_sha256: str
+    original_sha256: str
+    steps: tuple[Step, ...]
+    data: str
+    data_sha256: str
+    target: tuple[str, str, int]
+    seed: int
+
+
+class _Run(NamedTuple):
+    """What stays the same from step to step."""
+
+    recipe: Recipe
+    options: list[Any]
+    folder: Path
+    source: str
+    original: Work | None  # where it is not the source
+    setting: Setting
+    data: str | None
+    measure: bool
+    keep_anyway: bool
+    note: Callable[[str], None]
+    show: Callable[[Entry], None]
+
+
+def compress(
+    source: str | Path,
+    recipe: Recipe | str | Path,
+    output: str | Path,
+    *,
+    data: str | None = None,
+    original: str | None = None,
+    target: Target = Target(),  # noqa: B008  # frozen
+    keep_anyway: bool = False,
+    measure: bool = True,
+    resume: bool = False,
+    inputs: Sequence[str] = (),
+    pixels: tuple[float, float] | None = None,
+    seed: int = 0,
+    report: Report = silent,
+    note: Callable[[str], None] = lambda line: None,
+    show: Callable[[Entry], None] = lambda entry: None,
+) -> tuple[Entry, ...]:
+    """Apply `recipe` to `source` and write the checkpoint `output`; what each step did.
+
+    `source` is a checkpoint or whatever else brings torch weights; `original` the model it was
+    made from, where it was compressed before: what is learnt from and what quality is measured
+    against. `recipe` is a file, the name of a shipped one, or a `Recipe`. Each step is measured
+    on `target` against the one before, unless the recipe or `measure` says that it is not to be;
+    its entry is given to `show` at once.
+    Until the end everything is in `OUTPUT.compressing`.
+
+    Raises:
+        UsageError: steps in an impossible order, an unknown option, data that does not fit, or an
+            unfinished run in the way.
+        GateError: a step that did not help, or that broke a budget; `keep_anyway` lets it pass.
+        MismatchError: weights or losses that are not finite.
+        EdgeGenError: whatever a step or the export of its result met. The hint says where the
+            last good checkpoint is.
+    """
+    output = Path(output)
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    checkpoint.check_replaceable(output)
+    check(recipe)
+    options = [options_of(step, rooms.load(ROOM, step.kind).Options) for step in recipe.steps]
+    format_of(target)
+    report("read the model", 0, 1)
+    work = open_work(str(source), inputs, pixels)
+    _check_family(recipe, work.spec.family)
+    teacher = open_work(original, inputs, pixels) if original else None
+    check_order(recipe.steps, traces(work) | ({"original"} if teacher else set()))
+    material = read_material(work, data, report) if data else None
+    if measure and recipe.gate.quality and material is None:
+        raise UsageError(
+            f"the recipe has a budget for {', '.join(recipe.gate.quality)}, and no data to "
+            "measure quality on",
+            "give --data, or --no-measure to go without the gate",
+        )
+    folder = output.with_name(f"{output.name}.compressing")
+    plan = Plan(
+        source=str(source),
+        weights_sha256=sha256_of(work.net),
+        original_sha256=sha256_of(teacher.net) if teacher else "",
+        steps=recipe.steps,
+        data=data or "",
+        data_sha256=material.sha256() if material else "",
+        target=(target.runtime, target.device, target.threads),
+        seed=seed,
+    )
+    _begin(folder, plan, resume, note)
+    setting = Setting(teacher or work, material, folder, target, seed, report)
+    run = _Run(
+        recipe,
+        options,
+        folder,
+        str(source),
+        teacher,
+        setting,
+        data,
+        measure,
+        keep_anyway,
+        note,
+        show,
+    )
+    return _all_steps(run, work, output)
+
+
+def _check_family(recipe: Recipe, family: str) -> None:
+    if recipe.families and family not in recipe.families:
+        fit = [name for name in shipped() if family in read_recipe(name).families]
+        raise UsageError(
+            f"this recipe is for {', '.join(recipe.families)}, the model is of family {family}",
+            f"for {family} there are: {', '.join(fit)}",
+        )
+
+
+def _begin(folder: Path, plan: Plan, resume: bool, note: Callable[[str], None]) -> None:
+    """Take up an unfinished run when asked to; refuse to walk over one when not."""
+    if not (folder / PLAN).is_file():
+        if resume:
+            note(f"{folder}: nothing to resume, starting from the beginning")
+        folder.mkdir(parents=True, exist_ok=True)
+        records.write(plan, folder / PLAN)
+        return
+    anew = f"start anew: rm -r {folder}"
+    if not resume:
+        raise UsageError(
+            f"{folder}: an unfinished run is there", f"add --resume to go on with it, or {anew}"
+        )
+    had = records.read(Plan, folder / PLAN)
+    for name in Plan.__struct_fields__:
+        old, new = getattr(had, name), getattr(plan, name)
+        if old != new:
+            raise UsageError(
+                f"{folder}: the unfinished run has {name} {old}, this one {new}",
+                f"give the same as before, or {anew}",
+            )
+
+
+def _all_steps(run: _Run, work: Work, output: Path) -> tuple[Entry, ...]:
+    entries: list[Entry] = []
+    measured = 0  # the last step that has a bundle: what the next one is measured against
+    for number, step in enumerate(run.recipe.steps, start=1):
+        try:
+            if run.measure and number == 1:
+                _baseline(run, work)
+            work, entry = _one_step(run, work, number, measured)
+        except GateError:
+            raise
+        except EdgeGenError as error:
+            last = run.folder / f"step-{number - 1}" if number > 1 else run.source
+            error.hint = "; ".join(
+                filter(None, (error.hint, f"the last good checkpoint is {last}"))
+            )
+            raise
+        measured = number if run.measure and step.gate else measured
+        entries.append(entry)
+    checkpoint.save(output, work.spec, work.net, work.history, work.tokenizer, work.chat_template)
+    shutil.rmtree(run.folder, ignore_errors=True)
+    return tuple(entries)
+
+
+def _one_step(run: _Run, before: Work, number: int, measured: int) -> tuple[Work, Entry]:
+    """The model after step `number` and its entry, from disk where it was there already."""
+    path = run.folder / f"step-{number}"
+    records.recover(path)
+    if not (path / checkpoint.HISTORY).is_file():
+        _apply(run, before, number, path)
+    work, entry = _load(path)
+    if _is_settled(entry.verdict):
+        run.show(entry)
+        return work, entry
+    verdict = _verdict(run, work, number, measured, entry.verdict)
+    entry = msgspec.structs.replace(entry, verdict=verdict)
+    work = _save(path, work, entry)
+    run.show(entry)
+    if verdict.outcome == "refused":
+        raise GateError(
+            f"step {number}, {entry.kind}, is refused: {verdict.reason}",
+            f"change the step, or keep it all the same with --resume --keep-anyway; "
+            f"its result is {path}",
+        )
+    return work, entry
+
+
+def _is_settled(verdict: Verdict) -> bool:
+    return verdict.outcome != "refused" and verdict != UNJUDGED
+
+
+def _apply(run: _Run, before: Work, number: int, path: Path) -> None:
+    """Run the method and write its result; the gate comes later."""
+    step, options = run.recipe.steps[number - 1], run.options[number - 1]
+    folder = run.folder / f"work-{number}"
+    resumed = folder.is_dir() and any(folder.iterdir())
+    folder.mkdir(exist_ok=True)
+    if resumed:
+        run.note(f"going on with step {number}, {step.kind}")
+    run.setting.report(f"step {number}: {step.kind}", 0, 1)
+    began = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.setting.seed + number)
+        setting = run.setting._replace(folder=folder)
+        after = rooms.load(ROOM, step.kind).apply(before._replace(notes={}), options, setting)
+    check_finite(after.net, f"step {number}, {step.kind}")
+    entry = Entry(
+        kind=step.kind,
+        options=step.options,
+        verdict=UNJUDGED,
+        seconds=round(time.perf_counter() - began, 3),
+        parameters=_count(after),
+        seed=run.setting.seed,
+        data=run.data or "",
+        resumed=resumed,
+        notes=after.notes,
+    )
+    _save(path, after._replace(history=(*before.history, {})), entry)
+    shutil.rmtree(folder)
+
+
+def _count(work: Work) -> int:
+    """The parameters of what is exported."""
+    parts = checkpoint.graphs(work.spec, work.net).values()
+    return sum({id(p): p.numel() for part, _ in parts for p in part.parameters()}.values())
+
+
+def _save(path: Path, work: Work, entry: Entry) -> Work:
+    """Write a step's checkpoint with `entry` as the last of its history."""
+    history = (*work.history[:-1], msgspec.to_builtins(entry))
+    work = work._replace(history=history)
+    checkpoint.save(path, work.spec, work.net, history, work.tokenizer, work.chat_template)
+    return work
+
+
+def _load(path: Path) -> tuple[Work, Entry]:
+    """A step's result as it was written: the next one starts from that and nothing else."""
+    found = checkpoint.load(path)
+    work = Work(found.spec, found.net, found.tokenizer, found.chat_template, found.history)
+    return work, msgspec.convert(found.history[-1], Entry)
+
+
+def _baseline(run: _Run, work: Work) -> None:
+    """The source and the original, exported once; the original's quality, and the budgets tried
+    on it: a figure that there is none of is not found out after an hour."""
+    _exported(run, work, 0)
+    if run.original:
+        _exported(run, run.original, "original")
+    path = run.folder / ORIGINAL
+    if not path.is_file():
+        records.write(_quality(run, _original(run)), path)
+    figures = records.read(Figures, path)
+    over_budget(run.recipe.gate, figures, figures)
+
+
+def _original(run: _Run) -> Bundle:
+    return open_bundle(run.folder / f"bundle-{'original' if run.original else 0}")
+
+
+def _quality(run: _Run, bundle: Bundle) -> Figures:
+    setting = run.setting
+    return quality_of(
+        bundle, _original(run), run.data, setting.target, run.recipe.gate, setting.report
+    )
+
+
+def _verdict(run: _Run, work: Work, number: int, measured: int, had: Verdict) -> Verdict:
+    """What the gate says of a step, or why it says nothing."""
+    if not run.measure:
+        return Verdict("not measured", "run with --no-measure")
+    if not run.recipe.steps[number - 1].gate:
+        return Verdict("not asked", "the recipe says gate = false")
+    if had.outcome == "refused" and run.keep_anyway:
+        return kept(had)
+    original = records.read(Figures, run.folder / ORIGINAL)
+    before, after = open_bundle(run.folder / f"bundle-{measured}"), _exported(run, work, number)
+    verdict = judge(
+        before,
+        after,
+        run.recipe.gate,
+        run.setting.target,
+        original=original,
+        was=_figures(run, measured, before),
+        now=_quality(run, after),
+        learns=run.recipe.steps[number - 1].kind in LEARNS,
+        report=run.setting.report,
+    )
+    return kept(verdict) if verdict.outcome == "refused" and run.keep_anyway else verdict
+
+
+def _figures(run: _Run, number: int, bundle: Bundle) -> Figures:
+    """The quality of the source, or of a step that was measured."""
+    if number == 0:
+        same = run.original is None
+        return records.read(Figures, run.folder / ORIGINAL) if same else _quality(run, bundle)
+    verdict = _load(run.folder / f"step-{number}")[1].verdict
+    return verdict.after.quality if verdict.after else {}
+
+
+def _exported(run: _Run, work: Work, name: int | str) -> Bundle:
+    path = run.folder / f"bundle-{name}"
+    return bundle_of(work, path, run.setting.target, run.setting.report)

@@ -1,0 +1,456 @@
+"""Layers that compute with the weights, and where asked the inputs, that integers can hold.
+
+A quantized layer keeps its float weight; reading `layer.weight` gives it as the integers will
+have it, so the same net is trained, measured and exported. The description is the `Scheme` of
+each layer, by name; the numbers are the `scale`, `zero` and `table` of its quantizers.
+
+    w = (q - zero) * scale        evenly spaced, zero = 0 where the scheme is symmetric
+    w = table[q] * scale          codebook
+
+Rows are output channels and columns all that a row is computed from: (out, in * kernel).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from edgegen.errors import FormatError, MismatchError, NotFoundError, UnsupportedError, UsageError
+from edgegen.rooms import nearest
+from edgegen.spec import Array, Scheme
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Embedding)
+INPUT = "input_quantizer"
+# A parametrized weight under the name it has without; what is stored beside it, likewise.
+READABLE = {"parametrizations.weight.original": "weight"}
+QUANTIZER = "parametrizations.weight.0.", "weight_quantizer."
+
+
+class Stored(NamedTuple):
+    """The weight of one layer as integers.
+
+    `q` (rows, columns) is int8 where the scheme is symmetric, else uint8; `scale` and `zero` are
+    (rows, groups), of one row where the tensor has one scale; `table` is (2^bits,). `shape` is the
+    weight's in torch, whose axis `axis` counts the rows.
+    """
+
+    q: Array
+    scale: Array
+    zero: Array | None
+    table: Array | None
+    scheme: Scheme
+    shape: tuple[int, ...]
+    axis: int
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        columns = int(self.q.shape[1])
+        return self.scheme.group_size if self.scheme.group_size > 0 else columns
+
+
+class Folded(NamedTuple):
+    """A quantized net as an exporter wants it; `weights` and `inputs` are by module name.
+
+    `net` is plain: float weights on the grid, no quantizers. What it lacks are the rounded
+    inputs, uint8 of (scale, zero): `reference` has these, too, and computes what was trained.
+    """
+
+    net: nn.Module
+    weights: dict[str, Stored]
+    inputs: dict[str, tuple[float, int]]
+    reference: nn.Module
+
+
+def quantizable(net: nn.Module) -> dict[str, nn.Module]:
+    """The layers of `net` that `attach` takes, by name.
+
+    Those whose weight is computed from something else already (spectral norm) are left out.
+    """
+    return {
+        name: module
+        for name, module in net.named_modules()
+        if isinstance(module, KINDS)
+        and (not parametrize.is_parametrized(module, "weight") or quantizer_of(module) is not None)
+    }
+
+
+def is_quantized(net: nn.Module) -> bool:
+    """Does any layer of it have a quantizer?"""
+    return any(quantizer_of(module) is not None for module in net.modules())
+
+
+def schemes(net: nn.Module) -> dict[str, Scheme]:
+    """What is attached, by name: `ModelSpec.layers`."""
+    found = {name: quantizer_of(module) for name, module in net.named_modules()}
+    return {name: each.scheme for name, each in found.items() if each is not None}
+
+
+def quantizer_of(module: nn.Module) -> WeightQuantizer | None:
+    """The quantizer of a layer's weight."""
+    if not parametrize.is_parametrized(module, "weight"):
+        return None
+    steps = module.parametrizations["weight"]
+    return next((step for step in steps if isinstance(step, WeightQuantizer)), None)
+
+
+def input_quantizer_of(module: nn.Module) -> InputQuantizer | None:
+    """The quantizer of a layer's input."""
+    found = getattr(module, INPUT, None)
+    return found if isinstance(found, InputQuantizer) else None
+
+
+class WeightQuantizer(nn.Module):
+    """Rounds a weight to its scheme's grid; hands it on as it is until its scale was set.
+
+    Gradients pass the rounding as if it were not there, and reach `scale` as in Esser et al.
+    2020, arXiv:1902.08153, equation 3, where it wants them.
+    """
+
+    def __init__(self, scheme: Scheme, shape: tuple[int, ...], axis: int) -> None:
+        super().__init__()
+        self.scheme, self.axis = scheme, axis
+        rows, columns = shape[axis], 1
+        for index, size in enumerate(shape):
+            columns *= 1 if index == axis else size
+        self.group = scheme.group_size if scheme.group_size > 0 else columns
+        grid = (1, 1) if scheme.group_size == -1 else (rows, -(-columns // self.group))
+        self.scale = nn.Parameter(torch.zeros(grid), requires_grad=False)
+        if scheme.codebook:
+            self.register_buffer("table", torch.zeros(2**scheme.bits))
+        elif not scheme.symmetric:
+            self.register_buffer("zero", torch.zeros(grid))
+        self._set = False
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The smallest and the largest integer."""
+        half = 2 ** (self.scheme.bits - 1)
+        signed = self.scheme.symmetric and not self.scheme.codebook
+        return (-half, half - 1) if signed else (0, 2 * half - 1)
+
+    def active(self) -> bool:
+        """Was the scale set, by `set_weight` or from a file?"""
+        self._set = self._set or bool(self.scale.detach().any())
+        return self._set
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.active():
+            return weight
+        grouped = self.grouped(weight)
+        wide = self.scale[..., None]  # (rows, groups, 1)
+        q = self.integers(grouped, wide)
+        if self.scheme.codebook:
+            # The nearest entry; its gradient goes to the weight and to the scale, not the table.
+            value = straight_through(grouped / wide, self.table[q.detach().long()]) * wide
+        else:
+            value = (q - self._zero()) * wide
+        return self.ungrouped(value, weight.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """So that `layer.weight = w` writes the float weight."""
+        return weight
+
+    def _zero(self) -> Tensor | float:
+        return self.zero[..., None] if hasattr(self, "zero") else 0.0
+
+    def integers(self, grouped: Tensor, wide: Tensor) -> Tensor:
+        """What is stored for a grouped weight: (rows, groups, group), whole numbers as floats."""
+        if self.scheme.codebook:
+            middles = (self.table[1:] + self.table[:-1]) / 2
+            return torch.bucketize((grouped / wide).detach(), middles).to(grouped.dtype)
+        return rounded(grouped / wide + self._zero()).clamp(*self.levels)
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """A weight as (rows, groups, group), the last group padded with zeros."""
+        flat = weight.movedim(self.axis, 0).flatten(1)
+        short = -flat.shape[1] % self.group
+        if short:
+            flat = nn.functional.pad(flat, (0, short))
+        return flat.unflatten(1, (-1, self.group))
+
+    def ungrouped(self, grouped: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """The weight of `shape` again, without the padding."""
+        moved = list(shape)
+        moved.insert(0, moved.pop(self.axis))
+        columns = 1
+        for size in moved[1:]:
+            columns *= size
+        return grouped.flatten(1)[:, :columns].reshape(moved).movedim(0, self.axis)
+
+
+class InputQuantizer(nn.Module):
+    """Rounds a tensor to 256 evenly spaced values with zero among them; idle until it was set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.zero = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self._set = False
+
+    def active(self) -> bool:
+        """Was the scale set, by `set_input` or from a file?"""
+        self._set = self._set or bool(self.scale.detach() != 0)
+        return self._set
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.active():
+            return x
+        zero = rounded(self.zero).clamp(0, 255)
+        q = (rounded(x / self.scale) + zero).clamp(0, 255)
+        return (q - zero) * self.scale
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Half to even, as ONNX's QuantizeLinear and OpenVINO's FakeQuantize; gradient 1."""
+    return straight_through(x, x.round())
+
+
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, with the gradient of `x`."""
+    return _StraightThrough.apply(x, value) if x.requires_grad else value
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> tuple[Any, None]:
+        return slopes[0], None
+
+
+def attach(net: nn.Module, layers: Mapping[str, Scheme]) -> None:
+    """Give the named layers quantizers, in place; they change nothing until they are set.
+
+    Raises:
+        NotFoundError: no such layer.
+        UsageError: a scheme that cannot be; a layer that has a quantizer.
+        UnsupportedError: a layer whose weight or input cannot be quantized.
+    """
+    have = quantizable(net)
+    for name, scheme in layers.items():
+        if name not in have:
+            raise NotFoundError(f"no layer {name!r} that can be quantized", nearest(name, have))
+        check_scheme(name, have[name], scheme)
+        _attach_one(have[name], scheme)
+
+
+def check_scheme(name: str, module: nn.Module, scheme: Scheme) -> None:
+    """Raise unless `module` can have `scheme`, and has none yet."""
+    if quantizer_of(module) is not None:
+        raise UsageError(
+            f"{name}: is quantized already", "start from the checkpoint before it was quantized"
+        )
+    if not 2 <= scheme.bits <= 8:
+        raise UsageError(f"{name}: {scheme.bits} bits", "weights take 2 to 8 bits")
+    if scheme.group_size < -1:
+        raise UsageError(
+            f"{name}: group size {scheme.group_size}",
+            "a positive number, 0 for one scale a channel, -1 for one a tensor",
+        )
+    if scheme.input_bits not in (0, 8):
+        raise UsageError(f"{name}: inputs of {scheme.input_bits} bits", "inputs take 8 bits, or 0")
+    called = not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    if scheme.input_bits and (isinstance(module, nn.Embedding) or not called):
+        what = "token ids" if isinstance(module, nn.Embedding) else "inside torch's own attention"
+        raise UnsupportedError(
+            f"{name}: its input cannot be quantized: {what}", "leave its input_bits at 0"
+        )
+
+
+def _attach_one(module: nn.Module, scheme: Scheme) -> None:
+    axis = 1 if isinstance(module, TRANSPOSED) else 0
+    step = WeightQuantizer(scheme, tuple(module.weight.shape), axis).to(module.weight.device)
+    step.train(module.training)
+    parametrize.register_parametrization(module, "weight", step, unsafe=True)
+    if scheme.input_bits:
+        module.add_module(INPUT, InputQuantizer().to(step.scale.device).train(module.training))
+        module.register_forward_pre_hook(_quantize_input)
+    module.register_state_dict_post_hook(_to_readable)
+    module.register_load_state_dict_pre_hook(_from_readable)
+
+
+def _quantize_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    found = input_quantizer_of(module)
+    return args if found is None else (found(args[0]), *args[1:])
+
+
+def _to_readable(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """`fc.weight` and `fc.weight_quantizer.scale`, not torch's names, in a state dict."""
+    if quantizer_of(module) is None:
+        return
+    for name in [n for n in state if n.startswith(f"{prefix}parametrizations.weight.")]:
+        state[prefix + _readable(name.removeprefix(prefix))] = state.pop(name)
+
+
+def _from_readable(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    if quantizer_of(module) is None:
+        return
+    original = f"{prefix}parametrizations.weight.original"
+    if f"{prefix}weight" in state:
+        state[original] = state.pop(f"{prefix}weight")
+    for name in [n for n in state if n.startswith(prefix + QUANTIZER[1])]:
+        state[prefix + QUANTIZER[0] + name.removeprefix(prefix + QUANTIZER[1])] = state.pop(name)
+
+
+def _readable(name: str) -> str:
+    return READABLE.get(name, name.replace(*QUANTIZER))
+
+
+def set_weight(
+    module: nn.Module,
+    scale: Tensor,
+    zero: Tensor | None = None,
+    table: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> None:
+    """Fill the quantizer of a layer's weight; with `weight` the float weight as well.
+
+    `scale` and `zero` are (rows, groups), or any shape of as many values; `table` is (2^bits,),
+    ascending. `zero` need not be whole.
+
+    Raises:
+        MismatchError: another number of values, a scale that is not above 0 or not finite, a zero
+            or table where the scheme has none, or none where it has one.
+    """
+    step = quantizer_of(module)
+    if step is None:
+        raise MismatchError("set_weight: this layer has no quantizer", "attach a scheme first")
+    given = {"scale": scale, "zero": zero, "table": table}
+    with torch.no_grad():
+        for name, value in given.items():
+            _fill(getattr(step, name, None), value, name)
+        if weight is not None:
+            module.weight = weight.detach().to(module.weight.dtype)
+    _check_numbers("set_weight", step)
+
+
+def _fill(mine: Tensor | None, value: Tensor | None, name: str) -> None:
+    want = "none" if mine is None else list(mine.shape)
+    have = "none" if value is None else list(value.shape)
+    if (mine is None) != (value is None) or (
+        mine is not None and value is not None and mine.numel() != value.numel()
+    ):
+        raise MismatchError(f"set_weight: {name}: wanted {want}, found {have}")
+    if mine is not None and value is not None:
+        mine.copy_(value.reshape(mine.shape))
+
+
+def set_input(module: nn.Module, low: float, high: float) -> None:
+    """Fill the quantizer of a layer's input for values from `low` to `high`; 0 is always among
+    them, and exact.
+
+    Raises:
+        MismatchError: bounds that are not finite, or no quantizer there.
+    """
+    step = input_quantizer_of(module)
+    if step is None:
+        raise MismatchError("set_input: this layer's input has no quantizer", "set input_bits=8")
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    span = max(high - low, 1e-8)
+    if not span < float("inf"):
+        raise MismatchError(f"set_input: bounds {low} to {high}", "calibrate on finite inputs")
+    with torch.no_grad():
+        step.scale.fill_(span / 255)
+        step.zero.fill_(round(-low / span * 255))
+
+
+def check(net: nn.Module, place: str = "model") -> None:
+    """Raise `FormatError` unless every quantizer of `net` holds numbers to compute with."""
+    for name, module in net.named_modules():
+        steps = quantizer_of(module), input_quantizer_of(module)
+        for what, step in zip(("weight", "input"), steps, strict=True):
+            if step is not None:
+                try:
+                    _check_numbers(f"{name}.{what}_quantizer", step)
+                except MismatchError as error:
+                    raise FormatError(
+                        f"{place}: {error}", "restore the file, or quantize again"
+                    ) from error
+
+
+def _check_numbers(name: str, step: nn.Module) -> None:
+    scale = step.scale.detach()
+    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise MismatchError(f"{name}: every scale must be finite and above 0")
+    for other in ("zero", "table"):
+        value = getattr(step, other, None)
+        if value is not None and not bool(torch.isfinite(value).all()):
+            raise MismatchError(f"{name}: {other} is not finite")
+    table = getattr(step, "table", None)
+    if table is not None and not bool((table[1:] >= table[:-1]).all()):
+        raise MismatchError(f"{name}: the table is not in ascending order")
+
+
+def stored(module: nn.Module) -> Stored:
+    """The integers of a quantized layer's weight, exactly those its `weight` stands for."""
+    step = quantizer_of(module)
+    assert step is not None
+    with torch.no_grad():
+        weight = module.parametrizations["weight"].original
+        q = step.integers(step.grouped(weight), step.scale[..., None]).flatten(1)
+    columns = weight.numel() // weight.shape[step.axis]
+    kind = torch.int8 if step.levels[0] < 0 else torch.uint8
+    zero, table = getattr(step, "zero", None), getattr(step, "table", None)
+    return Stored(
+        q[:, :columns].to(kind).numpy(),
+        step.scale.detach().numpy().copy(),
+        None if zero is None else zero.numpy().copy(),
+        None if table is None else table.numpy().copy(),
+        step.scheme,
+        tuple(weight.shape),
+        step.axis,
+    )
+
+
+def fold(net: nn.Module) -> Folded:
+    """Plain copies of `net`, and what its quantizers held.
+
+    Raises:
+        FormatError: a quantizer that was never set, or holds what is no number.
+    """
+    check(net)
+    reference = copy.deepcopy(net)
+    weights: dict[str, Stored] = {}
+    inputs: dict[str, tuple[float, int]] = {}
+    for name, module in list(reference.named_modules()):
+        if quantizer_of(module) is not None:
+            weights[name] = stored(module)
+            _make_plain(module)
+        found = input_quantizer_of(module)
+        if found is not None:
+            zero = int(found.zero.detach().round().clamp(0, 255))
+            inputs[name] = float(found.scale.detach()), zero
+    plain = copy.deepcopy(reference) if inputs else reference
+    for name in inputs:
+        module = plain.get_submodule(name)
+        delattr(module, INPUT)
+        _drop(module._forward_pre_hooks, _quantize_input)
+    return Folded(plain, weights, inputs, reference)
+
+
+def _make_plain(module: nn.Module) -> None:
+    """Take the quantizer off a layer's weight, which stays as it made it."""
+    with torch.no_grad():
+        original = module.parametrizations["weight"].original
+        original.copy_(module.weight)  # in place: another layer may share it
+    # torch's remove_parametrizations takes `weight` off the class, which copies of a net share.
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    module.register_parameter("weight", original)
+    _drop(module._state_dict_hooks, _to_readable)
+    _drop(module._load_state_dict_pre_hooks, _from_readable)
+
+
+def _drop(hooks: dict[int, Any], hook: Any) -> None:
+    for key, found in list(hooks.items()):
+        if getattr(found, "hook", found) is hook:
+            del hooks[key]

@@ -1,0 +1,103 @@
+"""What one `edgegen profile` is to measure, and which file each profile goes to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from edgegen import profile as profiles
+from edgegen import records
+from edgegen.bundle import open_bundle
+from edgegen.errors import EdgeGenError, UsageError
+from edgegen.workload import Job
+
+
+class Task(Struct, frozen=True):
+    """A job; the board of a fleet it is for, or "" for this machine; its file, if it has one."""
+
+    job: Job
+    board: str = ""
+    file: Path | None = None
+
+
+def on_each(jobs: Sequence[Job], places: Sequence[tuple[str, str]]) -> list[Task]:
+    """Every job on every place: (board, device), board "" for this machine."""
+    return [
+        Task(msgspec.structs.replace(job, device=device), board)
+        for board, device in places
+        for job in jobs
+    ]
+
+
+def groups(tasks: Sequence[Task], interleave: bool | None) -> list[list[Task]]:
+    """What is measured in turns: all tasks of one board, or each alone; None leaves it open.
+
+    Raises:
+        UsageError: turns were asked for, and there is nothing to take turns with.
+    """
+    if interleave is False:
+        return [[task] for task in tasks]
+    found = [[t for t in tasks if t.board == one] for one in dict.fromkeys(t.board for t in tasks)]
+    if interleave and all(len(group) == 1 for group in found):
+        raise UsageError("--interleave: one alone takes no turns", "give several bundles")
+    return found
+
+
+def to_files(tasks: Sequence[Task], output: Path | None) -> list[Task]:
+    """The tasks with their files: `output` for one, in the folder `output` for several.
+
+    Raises:
+        UsageError: a file for several, two of one name, or a place nothing can be written to.
+    """
+    if output is None:
+        return list(tasks)
+    if len(tasks) == 1 and not output.is_dir():
+        return [msgspec.structs.replace(tasks[0], file=records.target(output))]
+    if output.exists() and not output.is_dir():
+        several = f"-o {output} is a file, but there are {len(tasks)} profiles"
+        raise UsageError(several, "give a folder")
+    stems = [_stem(task) for task in tasks]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            raise UsageError(f"two profiles would be {output / stem}.json", "rename one bundle")
+    return [
+        msgspec.structs.replace(task, file=records.target(output / f"{stem}.json"))
+        for task, stem in zip(tasks, stems, strict=True)
+    ]
+
+
+def _stem(task: Task) -> str:
+    """vae-int8-openvino-cpu; of a fleet vae-int8-openvino-pi5-cpu."""
+    job = task.job
+    bundle = os.path.basename(os.path.abspath(job.path))
+    parts = bundle, job.runtime, task.board, job.device.replace(":", "")
+    return "-".join(part for part in parts if part)
+
+
+def missing(tasks: Sequence[Sequence[Task]]) -> list[list[Task]]:
+    """The groups without what has its profile already; none that is empty."""
+    left = [[task for task in group if not measured(task)] for group in tasks]
+    return [group for group in left if group]
+
+
+def measured(task: Task) -> bool:
+    """Does the task's file hold its profile already: this bundle, request, board and repeats?"""
+    if task.file is None or not task.file.is_file():
+        return False
+    try:
+        found = profiles.read(task.file)
+    except EdgeGenError:
+        return False  # another program's, or half of one
+    job = task.job
+    return (
+        found.bundle_sha256 == open_bundle(job.path).sha256()
+        and found.request == job.request
+        and (found.board, found.device) == (task.board, job.device)
+        and (found.warmup, found.repeats) == (job.warmup, job.repeats)
+        and found.threads == job.options.threads
+        and job.runtime in (None, found.engine)
+    )
