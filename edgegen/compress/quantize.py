@@ -36,7 +36,7 @@ from edgegen.compress._smooth import activation_aware, equalised, fold, links, m
 from edgegen.compress._static import correct_bias, ranges
 from edgegen.compress._work import Setting, Work
 from edgegen.errors import MismatchError, UnsupportedError, UsageError
-from edgegen.quantized import attach, is_quantized, set_input, set_weight
+from edgegen.quantized import attach, is_quantized, set_input, set_weight, settle_biases
 from edgegen.sensitivity import layers_of
 from edgegen.spec import Scheme
 
@@ -268,6 +268,7 @@ def _fill(
         set_weight(layer, grid.scale, grid.zero, grid.table)
         if name in bounds:
             set_input(layer, *bounds[name])
+    settle_biases(net)
 
 
 def _told(
