@@ -244,6 +244,14 @@ def _check_usage(formats: Sequence[str], precisions: Sequence[str] | None, group
     for name in formats:
         if name not in have:
             raise NotFoundError(f"no format {name!r}", rooms.nearest(name, have))
+        lacks = getattr(rooms.load("edgegen.exporters", name), "LACKS", {})
+        for precision in precisions or ():
+            if precision in lacks:
+                rest = [other for other in formats if other != name] or ["openvino"]
+                raise UnsupportedError(
+                    f"{name}: {precision}: {lacks[precision]}",
+                    f"leave {name} out: --to {','.join(rest)}; or take --precision fp16",
+                )
     if group_size and (group_size < 16 or group_size & (group_size - 1)):
         raise UsageError(f"group size {group_size}", "take a power of two from 16: 16, 32, 64, 128")
 

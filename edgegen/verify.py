@@ -58,6 +58,7 @@ class Tolerance(Struct, frozen=True):
 TOLERANCES = {
     "fp32": Tolerance(rtol=1e-3, atol=1e-4, sqnr_db=80),
     "fp16": Tolerance(rtol=1e-2, atol=1e-2, sqnr_db=40),
+    "bf16": Tolerance(rtol=4e-2, atol=4e-2, sqnr_db=30),  # 8 bits of mantissa where fp16 has 11
     "int8": Tolerance(sqnr_db=20, top1=0.8, psnr_db=25),
     "int4": Tolerance(sqnr_db=15, top1=0.6, psnr_db=20),
     EXACT: Tolerance(rtol=1e-3, atol=1e-4, sqnr_db=80),

@@ -13,19 +13,28 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from edgegen.errors import EdgeGenError, FallbackError, FormatError, MismatchError, NotFoundError
+from edgegen.errors import (
+    EdgeGenError,
+    FallbackError,
+    FormatError,
+    MismatchError,
+    NotFoundError,
+    UnsupportedError,
+)
 from edgegen.rooms import nearest
 from edgegen.spec import Array, CachedForward, Feed, GraphSpec, Operator, Options
 
 READS = "openvino"
 FIXED_SHAPE_DEVICES = ("npu",)
 
-# Exact settings for the CPU; weights of fp16, int8 and int4 bundles are computed on in fp32.
+# Exact settings for the CPU; weights of fp16, int8 and int4 bundles are computed on in fp32, those
+# of bf16 in bf16, which its cache then holds without a loss.
 EXACT_CPU = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     "KV_CACHE_PRECISION": "f32",
 }
+BF16_CPU = EXACT_CPU | {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
 MIXED = ("AUTO", "HETERO", "MULTI", "BATCH")
 
 _core: list[ov.Core] = []
@@ -55,9 +64,12 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> O
         NotFoundError: no such device on this machine.
         FormatError: the file cannot be read or compiled.
         FallbackError: it runs on another device than asked, unless `options.allow_fallback`.
+        UnsupportedError: a bf16 bundle where there is no bf16.
         MismatchError: OpenVINO would compute at another precision than it was told to.
     """
     target = _target(device)
+    if options.precision == "bf16":
+        _check_bf16(target, device, options)
     config = _config(target, options)
     try:
         model = core().read_model(path)
@@ -92,7 +104,8 @@ def _config(target: str, options: Options) -> dict[str, Any]:
     """Settings for exact, lowest-latency inference on `target`."""
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if target == "CPU":
-        config |= EXACT_CPU
+        bf16 = options.precision == "bf16" and _has_bf16(target)
+        config |= BF16_CPU if bf16 else EXACT_CPU
     elif target == "HETERO:CPU":
         config = {"EXECUTION_MODE_HINT": "ACCURACY"}
     elif target.startswith(MIXED):
@@ -104,6 +117,19 @@ def _config(target: str, options: Options) -> dict[str, Any]:
     if options.profile:
         config["PERF_COUNT"] = True
     return config | options.provider
+
+
+def _has_bf16(target: str) -> bool:
+    return target == "CPU" and "BF16" in core().get_property(target, "OPTIMIZATION_CAPABILITIES")
+
+
+def _check_bf16(target: str, device: str, options: Options) -> None:
+    if not _has_bf16(target) and not options.allow_fallback:
+        raise UnsupportedError(
+            f"openvino {version()} has no bf16 on {device} of this machine: it would compute in "
+            "another precision",
+            "pass --allow-fallback to accept that, or export at --precision fp16 or fp32",
+        )
 
 
 def _check_precision(compiled: Any, config: dict[str, Any]) -> None:

@@ -292,3 +292,41 @@ def test_optimum_reads_a_text_bundle_as_it_is(exports):
         want = greedy(forward, prompt.numpy(), mask.numpy(), found.shape[1] - 4)
     assert found.shape[1] > 4
     assert found[0, 4:].tolist() == want[0].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt", "vae"])
+def test_bf16_is_stored_and_computed_on_openvino(tiny_checkpoint, tmp_path, family):
+    from edgegen.runtimes import openvino
+    from edgegen.spec import Options
+
+    capable = "BF16" in openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if not capable:
+        pytest.skip("this CPU has no bf16")
+    source = str(tiny_checkpoint(family))
+    (bundle,) = export(source, tmp_path / "b", formats=["openvino"], precisions=["bf16"])
+    (plain,) = export(source, tmp_path / "f", formats=["openvino"])
+    assert bundle.manifest.precision == "bf16"
+    assert all(
+        {layer.precision for layer in a.ledger} == {"bf16"} for a in bundle.manifest.artifacts
+    )
+    assert any("computed in bf16" in n for a in bundle.manifest.artifacts for n in a.notes)
+    assert bundle.size_mb("openvino") < plain.size_mb("openvino")
+    decibels = [d.sqnr_db for d in bundle.manifest.drifts if d.sqnr_db is not None]
+    assert min(decibels) >= 30
+    artifact = bundle.manifest.artifacts[0]
+    model = openvino.core().read_model(bundle.path / artifact.path)
+    config = openvino._config("CPU", Options(precision="bf16"))
+    compiled = openvino.core().compile_model(model, "CPU", config)
+    ran = {
+        op.get_rt_info()["layerType"].astype(str): op.get_rt_info()["runtimePrecision"].astype(str)
+        for op in compiled.get_runtime_model().get_ops()
+    }
+    assert {ran[kind] for kind in ("FullyConnected", "Convolution") if kind in ran} == {"bf16"}
+
+
+@pytest.mark.parametrize("formats", [["onnx", "openvino"], ["onnx"]])
+def test_bf16_is_refused_where_there_are_no_operators_for_it(tmp_path, formats):
+    with pytest.raises(UnsupportedError, match="onnx: bf16: ONNX Runtime has no bf16") as error:
+        export("nothing", tmp_path / "b", formats=formats, precisions=["bf16"])
+    assert "--to openvino" in error.value.hint

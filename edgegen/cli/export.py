@@ -24,7 +24,7 @@ def export(
     to: str = typer.Option("onnx,openvino", "--to", help="Formats: onnx, openvino, torch."),
     precision: str | None = typer.Option(
         None,
-        help="fp32, fp16, int8, int4; several: fp32,int8. A quantized checkpoint has its own.",
+        help="fp32, fp16, bf16, int8, int4; several: fp32,int8. A quantized one has its own.",
     ),
     input: list[str] = typer.Option(
         [],
