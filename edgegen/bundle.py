@@ -47,6 +47,7 @@ class Layer(Struct, frozen=True, forbid_unknown_fields=True):
 # How a graph of a quantized checkpoint is held to the quantized net itself: it computes the same
 # numbers in fp32, or its kernels round what passes between layers.
 EXACT, ROUNDED = "exact", "rounded"
+CACHE = "kv-int8"  # and one that computes the same from a cache in 8 bits
 
 
 class Artifact(Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,7 +137,10 @@ Loop = Text | OneShot
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the bundle is, what each layer became, and how far each engine was from torch."""
+    """What the bundle is, what each layer became, and how far each engine was from torch.
+
+    `kv_cache` is what the engine keeps the key/value cache in, where that is not fp32: "int8".
+    """
 
     format_version: int
     name: str
@@ -156,6 +160,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     export_peak_rss_mb: float | None = None
     quality: dict[str, float] = {}
     adapters: dict[str, str] = {}
+    kv_cache: str = ""
 
 
 class _Version(Struct, frozen=True):

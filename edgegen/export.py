@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgegen import __version__, records, rooms
+from edgegen import __version__, eight_bit_cache, records, rooms
 from edgegen.bundle import (
     BASE,
     FORMAT_VERSION,
@@ -71,6 +71,7 @@ def export(
     data: str | None = None,
     group_size: int = 0,
     adapters: Mapping[str, Path | str] | None = None,
+    kv_cache: str = "",
     report: Report = silent,
 ) -> list[Bundle]:
     """Export `source` to every one of `formats`, prove each on its engine, write the bundle.
@@ -79,7 +80,8 @@ def export(
     added to `output`. A quantized checkpoint has its own precision, and takes no other.
     `static` fixes free dimensions. `data` names calibration images for int8 of conv nets, as for
     training. `group_size` 0 chooses from the channels. `adapters` are folders by name (PEFT's, or
-    checkpoints with adapters) that the bundle holds to be switched at run time.
+    checkpoints with adapters) that the bundle holds to be switched at run time. `kv_cache` "int8"
+    has the engine keep a text model's cache in 8 bits.
 
     Raises:
         UsageError: an unknown precision, one that a quantized checkpoint does not have, a dimension
@@ -89,12 +91,15 @@ def export(
         ParityError: an engine does not compute the model within tolerance; nothing is written.
     """
     _check_usage(formats, precisions, group_size)
+    eight_bit_cache.check(kv_cache, formats)
     output = Path(output)
     for precision in precisions or ("",):
         records.target(_name(output, precision, precisions or ()))  # not after minutes of tracing
     meters.reset_peak()
     report("read the model", 0, 1)
     model = source if isinstance(source, Model) else open_source(source, inputs, pixels)
+    if kv_cache and not isinstance(model.loop, Text):
+        raise UsageError(f"{model.name}: has no key/value cache", "leave --kv-cache out")
     if static and adapters:
         raise UsageError(
             "--static and --adapter exclude each other: what adapters are fed with has a free rank",
@@ -108,7 +113,7 @@ def export(
     with _scratch(output) as scratch:
         drawn = _draw(model, folded, switched, scratch, formats, report)
         report("compute the reference", 0, 1)
-        drawn = drawn._replace(golden=_golden(model, switched))
+        drawn = drawn._replace(golden=_golden(model, switched), kv_cache=kv_cache)
         return [
             _bundle(
                 drawn, _name(output, precision, precisions), precision, data, group_size, report
@@ -155,6 +160,7 @@ class _Drawn(NamedTuple):
     formats: tuple[str, ...]
     notes: dict[tuple[str, str], tuple[str, ...]]
     golden: list[Case]
+    kv_cache: str = ""
 
 
 def _name(output: Path, precision: str, precisions: Sequence[str]) -> Path:
@@ -227,6 +233,10 @@ def _bundle(
             write_adapter(feeds, part / FOLDER / f"{name}.npz")
         write_golden([case for case in drawn.golden if keep(case)], part / GOLDEN)
         manifest = _manifest(drawn, output.name, precision, artifacts)
+        if drawn.kv_cache:
+            manifest = eight_bit_cache.settled(
+                part, manifest, drawn.kv_cache, drawn.golden, lambda m: _write_manifest(part, m, [])
+            )
         rows = _prove(part, manifest, drawn.golden, report)
         _write_manifest(part, manifest, rows)
     return open_bundle(output)

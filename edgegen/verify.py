@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from edgegen import rooms
 from edgegen.bundle import (
+    CACHE,
     EXACT,
     ROUNDED,
     Bundle,
@@ -63,6 +64,7 @@ TOLERANCES = {
     "int4": Tolerance(sqnr_db=15, top1=0.6, psnr_db=20),
     EXACT: Tolerance(rtol=1e-3, atol=1e-4, sqnr_db=80),
     ROUNDED: Tolerance(sqnr_db=25, top1=0.8, psnr_db=30),
+    CACHE: Tolerance(sqnr_db=30, top1=0.9),
 }
 SAME_NUMBERS = ("fp32", EXACT)  # the rules that promise the reference's tokens, too
 

@@ -21,6 +21,7 @@ from edgegen.exporters import _openvino_grid, example, group_size, is_text
 from edgegen.spec import Array, Feed, GraphSpec
 
 FILE = "openvino_model.xml"
+KV_CACHES = ("int8",)
 
 WEIGHTED = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul", "Gather")
 PRECISION_OF = {

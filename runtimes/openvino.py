@@ -35,6 +35,7 @@ EXACT_CPU = {
     "KV_CACHE_PRECISION": "f32",
 }
 BF16_CPU = EXACT_CPU | {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
+CACHES = {"int8": "u8"}  # with scales and zero points; there is no signed type
 MIXED = ("AUTO", "HETERO", "MULTI", "BATCH")
 
 _core: list[ov.Core] = []
@@ -70,6 +71,11 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> O
     target = _target(device)
     if options.precision == "bf16":
         _check_bf16(target, device, options)
+    if options.kv_cache and target != "CPU" and not options.allow_fallback:
+        raise UnsupportedError(
+            f"{path}: a cache in {options.kv_cache} is for the CPU of openvino, not for {device}",
+            "pass --allow-fallback to take what that keeps, or export without --kv-cache",
+        )
     config = _config(target, options)
     try:
         model = core().read_model(path)
@@ -79,7 +85,9 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> O
             f"{path}: openvino {version()} cannot open it on {target}: {_cause(error)}",
             "run: edgegen verify BUNDLE, then export again",
         ) from error
-    _check_precision(compiled, config)
+    _check_precision(compiled, config, "INFERENCE_PRECISION_HINT", "compute")
+    if options.kv_cache:
+        _check_precision(compiled, config, "KV_CACHE_PRECISION", "keep its cache")
     if not options.allow_fallback:
         _check_device(compiled, target, device)
     return OvSession(compiled, graph, options.profile)
@@ -106,6 +114,7 @@ def _config(target: str, options: Options) -> dict[str, Any]:
     if target == "CPU":
         bf16 = options.precision == "bf16" and _has_bf16(target)
         config |= BF16_CPU if bf16 else EXACT_CPU
+        config |= {"KV_CACHE_PRECISION": CACHES[options.kv_cache]} if options.kv_cache else {}
     elif target == "HETERO:CPU":
         config = {"EXECUTION_MODE_HINT": "ACCURACY"}
     elif target.startswith(MIXED):
@@ -132,14 +141,14 @@ def _check_bf16(target: str, device: str, options: Options) -> None:
         )
 
 
-def _check_precision(compiled: Any, config: dict[str, Any]) -> None:
-    wanted = config.get("INFERENCE_PRECISION_HINT")
+def _check_precision(compiled: Any, config: dict[str, Any], name: str, does: str) -> None:
+    wanted = config.get(name)
     if wanted is None:
         return
-    found = compiled.get_property("INFERENCE_PRECISION_HINT")
-    name = found if isinstance(found, str) else found.get_type_name()
-    if name != wanted:
-        raise MismatchError(f"openvino was told to compute in {wanted} but runs in {name}")
+    found = compiled.get_property(name)
+    kind = found if isinstance(found, str) else found.get_type_name()
+    if kind != wanted:
+        raise MismatchError(f"openvino was told to {does} in {wanted} but runs in {kind}")
 
 
 def _check_device(compiled: Any, target: str, device: str) -> None:

@@ -6,6 +6,7 @@ import onnx
 import pytest
 import torch
 
+from edgegen import eight_bit_cache
 from edgegen import export as exporting
 from edgegen.bundle import Drift, check_files, open_bundle, read_golden
 from edgegen.errors import NotFoundError, ParityError, UnsupportedError, UsageError
@@ -330,3 +331,70 @@ def test_bf16_is_refused_where_there_are_no_operators_for_it(tmp_path, formats):
     with pytest.raises(UnsupportedError, match="onnx: bf16: ONNX Runtime has no bf16") as error:
         export("nothing", tmp_path / "b", formats=formats, precisions=["bf16"])
     assert "--to openvino" in error.value.hint
+
+
+@pytest.fixture(scope="module")
+def cached_in_8_bits(tiny_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    source = str(tiny_checkpoint("gpt"))
+    (bundle,) = export(source, folder / "out", formats=["openvino"], kv_cache="int8")
+    return bundle
+
+
+@pytest.mark.slow
+def test_a_cache_in_8_bits_is_kept_so_and_verified(cached_in_8_bits):
+    from edgegen.verify import verify
+
+    bundle = open_bundle(cached_in_8_bits.path)
+    assert (bundle.manifest.kv_cache, bundle.manifest.precision) == ("int8", "fp32")
+    (artifact,) = bundle.manifest.artifacts
+    assert artifact.tolerance == "kv-int8"
+    assert any("key/value cache in 8 bits" in note and "dB" in note for note in artifact.notes)
+    rows = verify(bundle, "openvino")
+    assert all(row.ok for row in rows)
+    by_case = {(row.case, row.output): row.sqnr_db for row in rows}
+    assert by_case["filled", "logits"] < 90  # an fp32 cache gives more than 100
+
+
+@pytest.mark.slow
+def test_an_engine_that_keeps_fp32_all_the_same_is_found_out(cached_in_8_bits, monkeypatch):
+    from edgegen.runtimes import openvino
+
+    bundle = open_bundle(cached_in_8_bits.path)
+    monkeypatch.setitem(openvino.CACHES, "int8", "f32")
+    before = (bundle.path / "manifest.json").read_bytes()
+    try:
+        with pytest.raises(UnsupportedError, match="does not keep the cache of this model in int8"):
+            eight_bit_cache.settled(
+                bundle.path,
+                bundle.manifest,
+                "int8",
+                read_golden(bundle),
+                lambda m: exporting._write_manifest(bundle.path, m, []),
+            )
+    finally:
+        (bundle.path / "manifest.json").write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message", "hint"),
+    [
+        ({"kv_cache": "int3"}, UsageError, "no key/value cache in 'int3'", "--kv-cache int8"),
+        ({"kv_cache": "int8"}, UnsupportedError, "onnx: keeps the key/value cache in fp32", "--to"),
+        (
+            {"kv_cache": "int8", "formats": ["openvino", "torch"]},
+            UnsupportedError,
+            "torch: keeps the key/value cache in fp32",
+            "--to openvino",
+        ),
+    ],
+)
+def test_a_cache_that_no_engine_keeps_is_refused_at_once(tmp_path, options, kind, message, hint):
+    with pytest.raises(kind, match=message) as error:
+        export("not read", tmp_path / "out", **options)
+    assert hint in error.value.hint
+
+
+def test_what_has_no_cache_has_none_in_8_bits(tiny_checkpoint, tmp_path):
+    with pytest.raises(UsageError, match="has no key/value cache"):
+        export(str(tiny_checkpoint("vae")), tmp_path / "o", formats=["openvino"], kv_cache="int8")

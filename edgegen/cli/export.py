@@ -38,6 +38,9 @@ def export(
     static: str = typer.Option("", help="Fix free dimensions: 'batch=1,seq=256'."),
     data: str = typer.Option("", help="Calibration images for int8: digits, idx:DIR, images:DIR."),
     group_size: int = typer.Option(0, help="Group of int4 weights; 0 chooses from the channels."),
+    kv_cache: str = typer.Option(
+        "", "--kv-cache", metavar="int8", help="Keep text's key/value cache in 8 bits (openvino)."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the manifest as JSON."),
     quiet: bool = typer.Option(False, "-q", "--quiet", help="No progress."),
 ) -> None:
@@ -56,6 +59,7 @@ def export(
             adapters=_folders(adapter),
             data=data or None,
             group_size=group_size,
+            kv_cache=kv_cache,
             report=report,
         )
     if json:

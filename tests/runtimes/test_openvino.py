@@ -180,3 +180,10 @@ def test_bf16_where_there_is_none_is_refused_unless_another_will_do():
     allowed = Options(precision="bf16", allow_fallback=True)
     openvino._check_bf16("GPU", "gpu", allowed)
     assert openvino._config("CPU", Options())["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+def test_a_cache_in_8_bits_is_for_the_cpu(exports):
+    bundle = open_bundle(exports("gpt"))
+    path = bundle.path / bundle.artifact("model", "openvino").path
+    with pytest.raises(UnsupportedError, match="a cache in int8 is for the CPU of openvino"):
+        openvino.open_graph(path, bundle.graph("model"), "auto", Options(kv_cache="int8"))
