@@ -51,11 +51,11 @@ class Tolerance(Struct, frozen=True):
     psnr_db: float = 0.0
 
 
-# The last two are for graphs of a quantized checkpoint, whose reference is the quantized net: with
-# fp32 arithmetic they give its very numbers. Kernels that round activations do not: ONNX Runtime's
+# The last three are for graphs of a quantized checkpoint, whose reference is the quantized net: with
+# fp32 arithmetic they give its very numbers. Kernels that round activations may not: ONNX Runtime's
 # 8-bit MatMulNBits does it by blocks (36 to 46 dB), and its fused convolutions add their bias in
-# whole steps of int32, which tips about one rounding in 500 (60 dB and more); a rounding that is
-# tipped in one layer tips others behind it.
+# whole steps of int32. Biases lie on those steps where they can be told from the net; where not,
+# about one rounding in 500 is tipped (60 dB), and tips others in the layers behind it.
 TOLERANCES = {
     "fp32": Tolerance(rtol=1e-3, atol=1e-4, sqnr_db=80),
     "fp16": Tolerance(rtol=1e-2, atol=1e-2, sqnr_db=40),
