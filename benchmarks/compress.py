@@ -1,6 +1,6 @@
 """Compressed models against their originals on this machine: how much faster, at what quality.
 
-    python benchmarks/compress.py KIND SOURCE --data DATA [--quick]
+    python benchmarks/compress.py KIND SOURCE --data DATA [--folder F] [--quick]
 
     gan-prune   channels by half and distillation     2.5x as fast, KID at most 5 % worse
     gpt-prune   KV groups and MLPs, distillation      1.8x as fast, perplexity at most 5 % worse
@@ -9,7 +9,8 @@
 
 SOURCE is a checkpoint or FILE.py:CALLABLE. The gate measures as it does for every recipe: exported,
 proved, in fresh processes that take turns. Whatever comes out is kept, failures too: the whole
-record goes to benchmarks/results/compress-KIND.json, with the command. `--quick` tries the script.
+record goes to benchmarks/results/compress-KIND.json, with the command. With `--folder` a killed run
+goes on where it was, and the checkpoint stays there. `--quick` tries the script.
 """
 
 from __future__ import annotations
@@ -109,6 +110,12 @@ def line(name: str, kind: Kind, entry: Entry) -> str:
     )
 
 
+def progress(what: str, done: int, total: int) -> None:
+    """A line a tenth."""
+    if done * 10 % max(total, 1) < 10:
+        print(f"{what} {done}/{total}", file=sys.stderr, flush=True)  # noqa: T201
+
+
 def main() -> None:
     """One model; the recipe's gate judges, and nothing is thrown away."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -118,6 +125,7 @@ def main() -> None:
     parser.add_argument("--input", action="append", default=[], dest="inputs")
     parser.add_argument("--set", action="append", default=[], metavar="STEP.OPTION=VALUE")
     parser.add_argument("--runtime")
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
     kind = KINDS[asked.kind]
@@ -126,15 +134,17 @@ def main() -> None:
         name, _, value = text.partition("=")
         step, _, option = name.partition(".")
         changes.setdefault(step, {})[option] = value
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         entries = compress(
             asked.source,
             recipe(kind, changes, asked.quick),
-            Path(folder) / asked.kind,
+            (asked.folder or Path(scratch)) / asked.kind,
+            resume=asked.folder is not None,
             data=asked.data,
             target=Target(asked.runtime or kind.runtime),
             inputs=asked.inputs,
             keep_anyway=True,
+            report=progress,
             note=lambda text: print(text, file=sys.stderr),  # noqa: T201
         )
     print(line(asked.kind, kind, entries[-1]))  # noqa: T201
