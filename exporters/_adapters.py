@@ -144,7 +144,7 @@ def arrays(
     feed: dict[str, Array] = {}
     for name in layers:
         layer = module.get_submodule(name)
-        zeros = Factors(*map(torch.zeros, shapes(layer, 1)), 0.0)
+        zeros = Factors(*(torch.zeros(shape) for shape in shapes(layer, 1)), 0.0)
         a, b, scale = found.get(name, zeros)
         for spec, axis, factor in zip(
             _specs(module, name), _rank_axes(layer), (a, b * scale), strict=True
