@@ -37,6 +37,9 @@ def profile(
     ),
     seed: int = typer.Option(0, help="Of the prompts or latents; a new one each repeat."),
     provider: list[str] = typer.Option([], help="KEY=VALUE for the engine."),
+    adapter: str = typer.Option(
+        "", help="Adapters of the bundle, by commas; none is the model without. [default: its own]"
+    ),
     allow_fallback: bool = typer.Option(False, help="Let operators run on another device."),
     verify: bool = typer.Option(
         False, "--verify", help="Run the golden data too; keep the drift. A fleet always does."
@@ -73,11 +76,13 @@ def profile(
             warmup=warmup,
             repeats=repeats,
             provider=dict(_pairs("--provider", provider)),
+            adapter=name,
             allow_fallback=allow_fallback,
             verify=verify,
         )
         for path in bundles
         for engine in runtime.split(",")
+        for name in adapter.split(",")
     ]
     places = _boards(fleet, keys, device) if fleet else [("", one) for one in device]
     groups = tasks.groups(tasks.to_files(tasks.on_each(jobs, places), output), interleave)
