@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,25 @@ SIZES = (
 )
 SMALL_BYTES = 4_000_000  # below this, one thread is faster than two that wait for each other
 SAID = 200
+INSTALL = (
+    "run: apt-get install gcc, then: pip install --force-reinstall --no-deps edgegen; "
+    "or use --runtime onnxruntime"
+)
 
 
-def _built() -> str:
-    """Where the library lies; asked when this file is imported, as other engines' libraries are."""
+def built() -> str:
+    """Where the library lies.
+
+    Raises:
+        MissingExtraError: it is not there, or is another system's.
+    """
     spec = importlib.util.find_spec(LIBRARY)
     if spec is None or not spec.origin:
         raise MissingExtraError(
-            "the native engine was not built: there was no C compiler when EdgeGen was installed",
-            "install gcc or clang and EdgeGen again, or use --runtime onnxruntime",
+            "native: its C code is not compiled: no C compiler was found when EdgeGen was installed",
+            INSTALL,
         )
     return spec.origin
-
-
-BUILT = _built()
 
 
 def version() -> str:
@@ -81,9 +87,14 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> N
     return NativeSession(_Model(path), graph, options)
 
 
+@cache
 def _library() -> Any:
     """The shared library, its functions declared."""
-    library = ctypes.CDLL(BUILT)
+    path = built()
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        raise MissingExtraError(f"native: {path} cannot be loaded: {error}", INSTALL) from error
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
     library.eg_kernels.argtypes, library.eg_kernels.restype = [text], text
     library.eg_model_new.argtypes = [pointer, ctypes.c_float, text]

@@ -7,13 +7,26 @@ import psutil
 import pytest
 import torch
 
-from edgegen.errors import FormatError, MismatchError, NotFoundError, UnsupportedError, UsageError
+from edgegen.errors import (
+    FormatError,
+    MismatchError,
+    MissingExtraError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+)
 from edgegen.exporters import native as packer
 from edgegen.models import gpt
 from edgegen.runtimes import native
 from edgegen.runtimes.loops import autoregressive
 from edgegen.spec import Options, Request, Sampling
+from edgegen.survey import ask
 from edgegen.verify import sqnr_db
+
+try:
+    native.built()
+except MissingExtraError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 SIZES = {
     "vocab_size": 515,
@@ -296,6 +309,33 @@ def test_a_number_that_is_not_finite_is_named(tmp_path, precision):
             packer.quantize(path, graph, precision)
     with pytest.raises(FormatError, match=r"layers.1.out.\w+ holds a value that is not finite"):
         opened(path, graph)
+
+
+@pytest.fixture
+def unbuilt(monkeypatch):
+    monkeypatch.setattr(native, "LIBRARY", "edgegen.runtimes._engine_of_nobody")
+    native._library.cache_clear()
+    yield
+    native._library.cache_clear()
+
+
+def test_an_engine_that_was_not_compiled_says_so_when_it_is_asked_for(tmp_path, unbuilt):
+    model = make("llama")
+    with pytest.raises(MissingExtraError, match="no C compiler was found") as caught:
+        opened(written(model, tmp_path), model[1])
+    assert "apt-get install gcc" in caught.value.hint
+    assert "--runtime onnxruntime" in caught.value.hint
+    assert ask("native").problem == "not installed"
+
+
+def test_a_library_of_another_system_is_no_stack_trace(tmp_path, monkeypatch):
+    broken = tmp_path / "_engine.so"
+    broken.write_bytes(b"\x7fELF of another machine")
+    monkeypatch.setattr(native, "built", lambda: str(broken))
+    native._library.cache_clear()
+    with pytest.raises(MissingExtraError, match="cannot be loaded"):
+        native.version()
+    native._library.cache_clear()
 
 
 def test_random_damage_never_crashes(tmp_path):
