@@ -49,7 +49,7 @@ def strips(rows: Sequence[Row], profiles: Sequence[Profile], which: str, what: s
         altair.Chart(look.data(tails))
         .mark_tick(thickness=1.5, size=13, color=look.INK)
         .encode(x="ms:Q", y=y, tooltip=["mark:N", "ms:Q"]),
-        *_labels(base),
+        *look.names(base, "named", "width - 82", "median"),
     )
     said = "; ".join(f"{mark['profile']} {mark['median']}" for mark in marks)
     return look.figure(
@@ -98,14 +98,6 @@ def _tails(n: int, values: Floats) -> list[dict[str, Any]]:
         for q in (90, 99)
         if len(values) >= SAMPLES_FOR[q]
     ]
-
-
-def _labels(base: Any) -> list[Any]:
-    """The name above its line at the left, its figure at the right."""
-    right = base.mark_text(align="right", baseline="bottom", fontWeight=600).encode(
-        x=altair.value("width"), y=altair.Y("label:Q"), text="median:N"
-    )
-    return [*look.names(base, "named", "width - 82"), right]
 
 
 def shares(rows: Sequence[Row], profiles: Sequence[Profile], which: str, what: str) -> Figure:
@@ -208,7 +200,7 @@ def ratios(rows: Sequence[Row], metrics: dict[str, str]) -> Figure:
             x="low:Q", x2="high:Q", y=y, color=colour, tooltip=tip
         ),
         base.mark_circle(size=80, opacity=1).encode(x=x, y=y, color=colour, tooltip=tip),
-        *_labels(base),
+        *look.names(base, "named", "width - 82", "median"),
     )
     said = "; ".join(f"{mark['named']} {mark['median']} {mark['verdict']}" for mark in found)
     return look.figure(

@@ -120,14 +120,17 @@ def by_row(count: int) -> Any:
     return altair.Color("n:N", scale=scale, legend=None)
 
 
-def names(base: Any, field: str, limit: str) -> list[Any]:
-    """The text of `field` above its line at the left, with a rim that keeps lines off it."""
-    text = base.mark_text(align="left", baseline="bottom", limit=altair.expr(limit))
-    rim = base.mark_text(
-        align="left", baseline="bottom", limit=altair.expr(limit), stroke=CARD, strokeWidth=4
-    )
-    place = {"x": altair.value(0), "y": altair.Y("label:Q"), "text": f"{field}:N"}
-    return [rim.encode(**place), text.encode(**place)]
+def names(base: Any, field: str, limit: str, right: str = "") -> list[Any]:
+    """The text of `field` above its line at the left, of `right` at the right in bold."""
+    found = _rimmed(base, field, 0, align="left", limit=altair.expr(limit))
+    return found + (_rimmed(base, right, "width", align="right", fontWeight=600) if right else [])
+
+
+def _rimmed(base: Any, field: str, at: int | str, **kind: Any) -> list[Any]:
+    """A text over a wider one in the page's own colour, which keeps lines off it."""
+    place = {"x": altair.value(at), "y": altair.Y("label:Q"), "text": f"{field}:N"}
+    rim = base.mark_text(baseline="bottom", stroke=CARD, strokeWidth=4, **kind)
+    return [rim.encode(**place), base.mark_text(baseline="bottom", **kind).encode(**place)]
 
 
 def figure(chart: Any, *, height: int, alt: str, caption: str) -> Figure:

@@ -55,7 +55,7 @@ def against(rows: Sequence[Row], metric: str) -> Figure:
         height=240,
         alt=f"{_time(rows)} against {word}: {said}",
         caption=f"Time against {word}: {where} is better. The dashed line joins what "
-        "nothing beats in these two. ◆: nothing is as good at everything; ●: something is.",
+        "nothing beats in these two. ◆: nothing else is as good at everything; ●: something is.",
     )
 
 

@@ -55,6 +55,7 @@ def write_html(
         sections.gates(comparison),
         sections.best(comparison),
         sections.operators(comparison, ordered),
+        sections.rooflines(comparison, ordered),
         sections.drifts(comparison, ordered),
         sections.doubts(comparison),
         sections.environment(profiles),

@@ -10,13 +10,16 @@ from edgegen import compare, tables
 from edgegen.bundle import worst
 from edgegen.charts import latency, pareto
 from edgegen.charts import operators as operator_charts
+from edgegen.charts import roofline as roofline_charts
 from edgegen.charts.look import Figure
 from edgegen.compare import Comparison, Row
 from edgegen.profile import Profile
 from edgegen.report import markup
+from edgegen.roofs import Roofline
 
 OPERATORS = 12  # of each profile, the most expensive
 TITLES = {"gpt": "Text", "vae": "VAE", "gan": "GAN"}
+ASK = "Ask for one with: edgegen profile BUNDLE --roofline"
 SILENT = (
     *("clock_mhz_start", "clock_mhz_end", "free_memory_mb", "notes"),
     *("heat_c_start", "heat_c_end"),
@@ -69,7 +72,7 @@ def _charts(rows: list[Row], profiles: list[Profile], over: Sequence[str]) -> li
     if all(len(step) > 1 for profile in profiles for step in profile.steps_ms):
         found.append(latency.positions(rows, profiles))
     if len(rows) > 1:
-        names = {"ttft": ", first token", "tpot": ", later tokens"} if text else {"p50": ""}
+        names = {"ttft": " TTFT", "tpot": " TPOT"} if text else {"p50": ""}
         found.append(latency.ratios(rows, names))
     return found + pareto.figures(rows, over)
 
@@ -109,6 +112,37 @@ def operators(comparison: Comparison, profiles: Mapping[str, Profile]) -> str:
             if name not in timed
         ]
     return markup.section("Where the time goes", "".join(parts))
+
+
+def rooflines(comparison: Comparison, profiles: Mapping[str, Profile]) -> str:
+    """Why each is as slow as it is, and what would help; a word where nobody asked for it."""
+    parts = []
+    for rows in compare.families(comparison).values():
+        found = {row.name: one for row in rows if (one := profiles[row.name].roofline)}
+        if not found:
+            continue
+        if len(rows) > 1:
+            parts.append(markup.key(row.name for row in rows))
+        parts += [markup.figure(chart) for chart in roofline_charts.figures(rows, found)]
+        parts += [_why(name, one) for name, one in found.items()]
+    absent = [name for name, one in profiles.items() if not one.roofline]
+    if absent:
+        whose = "none of these profiles" if not parts else f"not {', '.join(absent)}"
+        parts.append(f'<p class="absent">Has a roofline: {escape(whose)}. {ASK}</p>')
+    return markup.section("Why it is slow", "".join(parts), "time against what the device can do")
+
+
+def _why(name: str, found: Roofline) -> str:
+    gains = "".join(
+        f"<li>{escape(gain.change)}: {gain.ratio:.2f} of the time of {escape(gain.phase)}, "
+        f"predicted; {escape(gain.assumption)}</li>"
+        for gain in found.gains
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
+    return (
+        f"<p><b>{escape(name)}</b> {escape(found.sentence)}.</p>"
+        f"<details><summary>What changes would buy</summary><ul>{gains}{notes}</ul></details>"
+    )
 
 
 def _costliest(name: str, profile: Profile) -> str:

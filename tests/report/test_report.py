@@ -11,6 +11,7 @@ pytest.importorskip("vl_convert", reason="needs the report extra")
 from edgegen.bundle import Drift
 from edgegen.compare import compare
 from edgegen.report import write_html
+from edgegen.roofs import Bandwidth, Gain, Peak, Peaks, Roof, Roofline
 from edgegen.spec import Operator
 
 pytestmark = pytest.mark.slow  # Vega is put together once: some seconds
@@ -120,6 +121,7 @@ def test_every_section_is_there(full):
         "What they made",
         "Gates",
         "Where the time goes",
+        "Why it is slow",
         "Drift from the reference",
         "Keep in mind",
         "Where it was measured",
@@ -143,6 +145,20 @@ def test_an_engine_without_operators_is_said(page, make_profile):
     timed = make_profile(operators=(Operator("n", "Conv", "cpu", 1, 1.0),))
     text = page(timed, make_profile(1, engine="other"))
     assert "toy fp32 other cpu: its engine did not say." in text
+
+
+def test_a_roofline_is_drawn_and_one_that_is_not_there_is_said(page, make_profile):
+    peaks = Peaks(
+        "cpu", "x", 2, "2026", (Peak("fp32", 99.0, "a"),), (Bandwidth("DRAM", 9.0, 9, 0, "a"),)
+    )
+    run = Roof("run", 2.0, 20e6, 10e6, 1.0, 0.5, "memory")
+    gain = Gain("int8", "run", 0.5, "weights of one byte")
+    why = Roofline(peaks, "fp32", "DRAM", (run,), (), (gain,), "run: bound by <memory>", ("odd",))
+    text = page(make_profile(roofline=why), make_profile(1))
+    assert "run: bound by &lt;memory&gt;." in text
+    assert "int8: 0.50 of the time of run, predicted; weights of one byte" in text
+    assert "Has a roofline: not toy fp32 onnxruntime cpu #2." in text
+    assert "Has a roofline: none of these profiles." in page(make_profile())
 
 
 def test_every_colour_that_is_used_is_defined_in_both_themes(full):
