@@ -212,13 +212,16 @@ def _print(profiles: list[Profile], json: bool) -> None:
     if json:
         _terminal.print_json(profiles[0] if len(profiles) == 1 else profiles)
         return
-    from edgegen import tables
+    from edgegen import sketch, tables
     from edgegen.compare import compare
 
     alone = [compare([one]) for one in profiles]
     for family in dict.fromkeys(one.family for one in profiles):
         rows = [found.rows[0] for found in alone if found.rows[0].family == family]
         _terminal.print_table(*tables.table(rows))
+        mine = [one for one in profiles if one.family == family]
+        names = [row.name for row in rows]
+        typer.echo(sketch.distributions(mine, names, **_terminal.canvas()) + "\n")
     if len(profiles) == 1 and not profiles[0].roofline:
         _operators(profiles[0])
     for one in profiles:
