@@ -51,7 +51,7 @@ LLAMA_CPP = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" + "".join(
 PEERS = [
     *(
         Peer(f"edgegen-{runtime}", "ours", ALL, options={"runtime": runtime})
-        for runtime in ("native", "onnxruntime", "openvino")
+        for runtime in ("native", "fused", "onnxruntime", "openvino")
     ),
     Peer(
         "onnxruntime-genai",
@@ -183,6 +183,8 @@ def install(peer: Peer, cache: Path) -> Path:
 def ask(peer: Peer, python: Path, request: dict[str, Any], threads: int = 0) -> dict[str, Any]:
     """What a fresh process of the peer answers; raises `PeerError` with its reason."""
     variables = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if not peer.installs:
+        variables |= {"PYTHONPATH": str(HERE.parent)}  # the EdgeGen that these scripts belong to
     if threads:
         variables |= {"OMP_NUM_THREADS": str(threads)}
     # -P: the folder of the scripts would hide the very packages that they are called after.

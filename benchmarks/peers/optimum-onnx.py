@@ -1,4 +1,4 @@
-"""optimum-onnx: ORTModelForCausalLM, its own export and dynamic quantizer, transformers' generate."""
+"""optimum-onnx: ORTModelForCausalLM, its export and quantizer, transformers' generate."""
 
 from __future__ import annotations
 

@@ -11,14 +11,14 @@ from edgegen.runtimes import deploy
 from edgegen.runtimes.loops.autoregressive import forward, pad_left
 from edgegen.spec import Options, Request
 
-FORMAT_OF = {"native": "native", "onnxruntime": "onnx", "openvino": "openvino"}
+FORMAT_OF = {"onnxruntime": "onnx"}
 
 
 def build(model: Path, output: Path, precision: str, options: dict[str, str]) -> str:
     """`edgegen export`; what it said of the precision."""
     from edgegen.export import export
 
-    kind = FORMAT_OF[options["runtime"]]
+    kind = FORMAT_OF.get(options["runtime"], options["runtime"])
     [bundle] = export(str(model), output, formats=[kind], precisions=[precision])
     notes = [note for artifact in bundle.manifest.artifacts for note in artifact.notes]
     return "; ".join([precision, *notes])
