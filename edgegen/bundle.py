@@ -31,6 +31,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 BASE = "base"  # the adapter that changes nothing
+NONE = "none"  # what a user calls it
 
 
 class Layer(Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,6 +140,7 @@ Loop = Text | OneShot
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """What the bundle is, what each layer became, and how far each engine was from torch.
 
+    `adapters` are files by name, and `adapter` the one in use when nobody says which.
     `kv_cache` is what the engine keeps the key/value cache in, where that is not fp32: "int8".
     """
 
@@ -160,6 +162,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     export_peak_rss_mb: float | None = None
     quality: dict[str, float] = {}
     adapters: dict[str, str] = {}
+    adapter: str = ""
     kv_cache: str = ""
 
 
@@ -197,8 +200,10 @@ class Bundle(Struct, frozen=True):
         )
 
     def size_mb(self, kind: str) -> float:
-        """What a device must store to run one format, in MB: its graphs and their weights."""
-        return sum(self.manifest.files[name].bytes for name in self.files(kind)) / 1e6
+        """What a device must store to run one format, in MB: its graphs and their weights, and
+        all adapters."""
+        names = self.files(kind) | set(self.manifest.adapters.values())
+        return sum(self.manifest.files[name].bytes for name in names) / 1e6
 
     def files(self, kind: str) -> set[str]:
         """What an engine opens of one format: its graphs and their weights, by relative path."""

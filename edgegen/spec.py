@@ -181,8 +181,9 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """How an engine opens a graph.
 
     `threads` 0 leaves the choice to the engine. `precision` is what must run, never less;
-    `kv_cache` that of the key/value cache, where it is another one.
-    `provider` is passed through to the engine as it is. `adapter` is the first one in use.
+    `kv_cache` that of the key/value cache, where it is another one. `provider` is passed through
+    to the engine as it is. `adapter` is the one in use from the start, "none" the model without
+    one; empty leaves it to the bundle.
     """
 
     threads: int = 0

@@ -51,7 +51,7 @@ class Tolerance(Struct, frozen=True):
     psnr_db: float = 0.0
 
 
-# The last three are for graphs of a quantized checkpoint, whose reference is the quantized net: with
+# The last three are for graphs of a quantized checkpoint, held to the quantized net itself: with
 # fp32 arithmetic they give its very numbers. Kernels that round activations may not: ONNX Runtime's
 # 8-bit MatMulNBits does it by blocks (36 to 46 dB), and its fused convolutions add their bias in
 # whole steps of int32. Biases lie on those steps where they can be told from the net; where not,
