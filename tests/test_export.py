@@ -380,11 +380,11 @@ def test_an_engine_that_keeps_fp32_all_the_same_is_found_out(cached_in_8_bits, m
     ("options", "kind", "message", "hint"),
     [
         ({"kv_cache": "int3"}, UsageError, "no key/value cache in 'int3'", "--kv-cache int8"),
-        ({"kv_cache": "int8"}, UnsupportedError, "onnx: keeps the key/value cache in fp32", "--to"),
+        ({"kv_cache": "int8"}, UnsupportedError, "onnx: a bundle cannot ask for", "--to"),
         (
             {"kv_cache": "int8", "formats": ["openvino", "torch"]},
             UnsupportedError,
-            "torch: keeps the key/value cache in fp32",
+            "torch: a bundle cannot ask for",
             "--to openvino",
         ),
     ],
