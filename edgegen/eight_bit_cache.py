@@ -33,7 +33,7 @@ def check(kind: str, formats: Sequence[str]) -> None:
     for name in formats:
         if kind not in getattr(rooms.load("edgegen.exporters", name), "KV_CACHES", ()):
             raise UnsupportedError(
-                f"{name}: a bundle cannot ask for an {kind} key/value cache there, only in {ENGINE}",
+                f"{name}: a bundle cannot ask for an {kind} key/value cache, only in {ENGINE}",
                 f"export that alone: --to {ENGINE}",
             )
 
