@@ -45,6 +45,12 @@ def test_files_are_called_after_bundle_engine_board_and_device(job, tmp_path):
     assert tasks.to_files([Task(job)], None)[0].file is None
 
 
+def test_a_bundle_that_is_given_twice_has_two_files(job, tmp_path):
+    found = tasks.to_files([Task(job), Task(job), Task(job)], tmp_path / "new")
+    names = ["toy-vae-callable-cpu", "toy-vae-callable-cpu-2", "toy-vae-callable-cpu-3"]
+    assert [task.file.stem for task in found] == names
+
+
 @pytest.fixture
 def done(job, make_profile, tmp_path):
     """A task whose file holds its profile."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgegen.cli import _terminal
-from edgegen.errors import EdgeGenError, UsageError
+from edgegen.errors import EdgeGenError, NotComparableError, UsageError
 
 if TYPE_CHECKING:
     from edgegen.profile import Profile
@@ -20,7 +20,7 @@ def profile(
     bundles: list[Path] = typer.Argument(help="Bundles; several are measured in turns."),
     runtime: str = typer.Option("", help="Engines, by commas; default: the first that fits."),
     device: list[str] = typer.Option(
-        ["cpu"], "-d", "--device", help="cpu, gpu, gpu:1, npu, auto. Of a fleet: pi5, pi5/gpu, all."
+        [], "-d", "--device", help="cpu (default), gpu:1, npu, auto. Of a fleet: pi5, pi5/gpu, all."
     ),
     batch: int = typer.Option(1, help="Sequences or images at once."),
     prompt_tokens: int = typer.Option(None, help="Text: random tokens to read. [default: 32]"),
@@ -79,7 +79,7 @@ def profile(
         for path in bundles
         for engine in runtime.split(",")
     ]
-    places = _boards(fleet, keys, device) if fleet else [("", one) for one in device]
+    places = _boards(fleet, keys, device) if fleet else [("", one) for one in device or ["cpu"]]
     groups = tasks.groups(tasks.to_files(tasks.on_each(jobs, places), output), interleave)
     if rounds is None:
         turns = any(len(group) > 1 for group in groups)
@@ -121,6 +121,11 @@ def _boards(fleet: str, keys: Path | None, names: list[str]) -> list[tuple[str, 
     from edgegen.fleet import keys as certificates
 
     where = address.parse(fleet)
+    if not names:
+        raise UsageError(
+            "--fleet: no device is named",
+            f"give --device all, or some of: edgegen devices --fleet {where}",
+        )
     folder = certificates.find(where, keys, certificates.CLIENT)
     pairs = [name.partition("/") for name in names]
     chosen = client.choose(where, folder, [name for name, _, _ in pairs])
@@ -203,16 +208,23 @@ def _print(profiles: list[Profile], json: bool) -> None:
     if json:
         _terminal.print_json(profiles[0] if len(profiles) == 1 else profiles)
         return
-    from edgegen import tables
-    from edgegen.compare import compare
+    from edgegen import sketch, tables
+    from edgegen.compare import compare, families
 
-    alone = [compare([one]) for one in profiles]
-    for family in dict.fromkeys(one.family for one in profiles):
-        rows = [found.rows[0] for found in alone if found.rows[0].family == family]
-        _terminal.print_table(*tables.table(rows))
+    try:
+        found = [compare(profiles)]
+    except NotComparableError as error:  # each fitted its request to itself
+        _terminal.note(f"not compared: {error}")
+        found = [compare([one]) for one in profiles]
+    for comparison in found:
+        for family, rows in families(comparison).items():
+            _terminal.print_table(*tables.table(rows))
+            mine = [one for one in profiles if one.family == family]
+            names = [row.name for row in rows]
+            typer.echo(sketch.distributions(mine, names, **_terminal.canvas()) + "\n")
     if len(profiles) == 1:
         _operators(profiles[0])
-    for note in dict.fromkeys(note for found in alone for note in tables.footnotes(found)):
+    for note in dict.fromkeys(note for one in found for note in tables.footnotes(one)):
         _terminal.note(note)
 
 

@@ -98,6 +98,30 @@ def test_a_folder_without_profiles_says_how_to_make_some(compare, tmp_path):
     assert "edgegen profile BUNDLE" in error.value.hint
 
 
+def test_a_bundle_is_not_mistaken_for_a_folder_of_profiles(compare, image_bundle):
+    with pytest.raises(UsageError, match="is a bundle, not a profile") as error:
+        compare(image_bundle)
+    assert f"edgegen profile {image_bundle}" in error.value.hint
+
+
+def test_json_of_another_kind_says_how_a_profile_is_made(compare, files):
+    files[1].write_text("{}")
+    with pytest.raises(FormatError, match=r"b\.json: .*schema_version") as error:
+        compare(*files)
+    assert error.value.hint == "make a profile: edgegen profile BUNDLE -o FILE"
+
+
+def test_an_empty_budget_is_not_passed_over(compare, files):
+    with pytest.raises(UsageError, match="--best '' is not understood"):
+        compare(*files, "--best", "")
+
+
+def test_a_figure_that_was_never_taken_says_how_it_is(compare, files):
+    with pytest.raises(UsageError, match=r"has no quality\.kid") as error:
+        compare(*files, "--gate", "quality.kid<=+2%")
+    assert "edgegen eval toy --data DATA --save" in error.value.hint
+
+
 def test_a_broken_file_is_named(compare, files):
     files[1].write_text("{")
     with pytest.raises(FormatError, match=r"b\.json: not valid JSON"):
