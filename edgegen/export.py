@@ -57,7 +57,7 @@ from edgegen.spec import Report, silent
 from edgegen.verify import check_case
 
 # Which engine proves a format at export.
-ENGINE_OF = {n: n for n in ("openvino", "torch", "native")} | {"onnx": "onnxruntime"}
+ENGINE_OF = {n: n for n in ("openvino", "torch", "native", "fused")} | {"onnx": "onnxruntime"}
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "numpy", "tokenizers")
 
 # Real text for the quality figure: random tokens say little about a language model.
