@@ -185,6 +185,8 @@ def options_of(step: Step, kind: type[T], place: str = "recipe") -> T:
         return records.convert(kind, step.options, where, strict=False)
     except EdgeGenError as error:
         have = ", ".join(getattr(kind, "__struct_fields__", ()))
+        if "Expected `array`" in str(error):
+            error.hint = 'write a list, such as ["layers.0.*"]; of one, too'
         raise UsageError(str(error), error.hint or f"{step.kind} has: {have}") from error
 
 

@@ -204,6 +204,8 @@ def _all_steps(run: _Run, work: Work, output: Path) -> tuple[Entry, ...]:
         except GateError:
             raise
         except EdgeGenError as error:
+            if isinstance(error, UsageError) and not (run.folder / "step-1").is_dir():
+                shutil.rmtree(run.folder)  # asked for wrongly: there is nothing to go on with
             last = run.folder / f"step-{number - 1}" if number > 1 else run.source
             error.hint = "; ".join(
                 filter(None, (error.hint, f"the last good checkpoint is {last}"))
