@@ -203,7 +203,8 @@ def _impossible(step: Step, state: set[str]) -> tuple[str, str] | None:
     if step.kind in ("prune", *QUANTIZE) and adapted:
         return (
             "adapters are attached that belong to the layers as they are",
-            "merge them first, or put this step before them",
+            "merge them first (a checkpoint's: edgegen compress CHECKPOINT --method lora "
+            "--set steps=0), or put this step before them",
         )
     if step.kind == "distil" and not state and not step.options.get("student"):
         return (

@@ -40,8 +40,9 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     `rank` "auto" gives the layers that matter most, as measured, more of the directions that
     `mean_rank` would give each. `data` and `output` weigh the family's own loss on the data and
     the likeness to the original model. With `base` "nf4" the adapted weights are held in 4 bits
-    meanwhile. `adapter` is a PEFT folder to go on from (with steps = 0 it is taken as it is),
-    `save` one to write. Without `merge` the adapters stay beside the model.
+    meanwhile. `adapter` is a PEFT folder to go on from (with steps = 0 it is taken as it is; so
+    are the adapters that a model has already), `save` one to write. Without `merge` the adapters
+    stay beside the model.
     """
 
     rank: int | Literal["auto"] = 8
@@ -73,6 +74,8 @@ def apply(work: Work, options: Options, setting: Setting) -> Work:
         MismatchError: `adapter` is of another model; a loss is no number any more.
         UnsupportedError: NF4 on a quantized weight; a loss that the family has not.
     """
+    if work.spec.adapters and options.merge and not (options.steps or options.adapter):
+        return _merged(work)
     _check(options)
     net = copy.deepcopy(work.net)
     given = fitted(net, read_peft(options.adapter), options.adapter) if options.adapter else {}
@@ -100,6 +103,16 @@ def apply(work: Work, options: Options, setting: Setting) -> Work:
         left = {}
     spec = msgspec.structs.replace(work.spec, adapters=left)
     notes = {"ranks": ranks, **_notes(work, options, held, trained, ranks), **learnt}
+    return work._replace(spec=spec, net=net.eval(), notes=notes)
+
+
+def _merged(work: Work) -> Work:
+    """The model with the adapters that it has in its weights, and nothing learnt."""
+    net = copy.deepcopy(work.net)
+    names = adapters.merge(net)
+    part_average(net, None)
+    spec = msgspec.structs.replace(work.spec, adapters={})
+    notes = {"ranks": work.spec.adapters, "adapters": f"merged, {len(names)} of them"}
     return work._replace(spec=spec, net=net.eval(), notes=notes)
 
 

@@ -382,3 +382,14 @@ def test_a_rank_that_no_layer_has_room_for_is_refused(setting):
     with pytest.raises(UsageError, match="rank 99: no layer is left to adapt") as error:
         lora.apply(one, Options(**QUICK | {"rank": 99}), setting(one))
     assert "at most 24" in error.value.hint or "at most 16" in error.value.hint
+
+
+@pytest.mark.parametrize("family", ["vae", "gan"])
+def test_adapters_that_a_model_has_are_merged_without_a_step(family, setting):
+    before = work(family)
+    beside = lora.apply(before, Options(merge=False, **QUICK), setting(before))
+    after = lora.apply(beside, Options(steps=0), setting(before, "b"))
+    assert after.spec.adapters == {} and not adapters.adapted(after.net)
+    assert beside.spec.adapters and adapters.adapted(beside.net)
+    torch.testing.assert_close(answer(after), answer(beside), rtol=1e-4, atol=1e-5)
+    assert torch.equal(answer(rebuilt(after)), answer(after))
