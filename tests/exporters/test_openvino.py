@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import openvino as ov
 import pytest
 import torch
@@ -102,3 +103,14 @@ def test_nothing_reports_home_about_an_export():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "None\n"
+
+
+def test_bf16_is_rounded_to_the_nearest_as_torch_does():
+    import torch
+
+    from edgegen.exporters.openvino import _nearest_bf16
+
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    values[:2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # half way: to even
+    wanted = values.bfloat16().float().numpy()
+    assert np.array_equal(_nearest_bf16(values.numpy()), wanted)
