@@ -53,6 +53,11 @@ class Peaks(Struct, frozen=True, forbid_unknown_fields=True):
         """The peak at a precision; None where it was not measured."""
         return next((p.gflops for p in self.peaks if p.precision == precision), None)
 
+    def level(self, resident_bytes: float) -> Bandwidth:
+        """The nearest memory that holds so many bytes; the last, where none does."""
+        holds = [b for b in self.bandwidths if b.size_kib * 1024 >= resident_bytes]
+        return holds[0] if holds else self.bandwidths[-1]
+
 
 class Roof(Struct, frozen=True, forbid_unknown_fields=True):
     """A kind of operator, or a whole phase, against its roof; one run, or one token of a decode.
