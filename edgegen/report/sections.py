@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from edgegen import compare, tables
+from edgegen import compare, rooftables, tables
 from edgegen.bundle import worst
 from edgegen.charts import latency, pareto
 from edgegen.charts import operators as operator_charts
@@ -133,15 +133,13 @@ def rooflines(comparison: Comparison, profiles: Mapping[str, Profile]) -> str:
 
 
 def _why(name: str, found: Roofline) -> str:
-    gains = "".join(
-        f"<li>{escape(gain.change)}: {gain.ratio:.2f} of the time of {escape(gain.phase)}, "
-        f"predicted; {escape(gain.assumption)}</li>"
-        for gain in found.gains
-    )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
+    columns, lines = rooftables.roofs(found)
+    content = markup.table((["part", *columns[1:]], lines), f"{name}: roofline")
+    notes = "".join(f"<li>{escape(note)}</li>" for note in rooftables.footnotes(found))
     return (
         f"<p><b>{escape(name)}</b> {escape(found.sentence)}.</p>"
-        f"<details><summary>What changes would buy</summary><ul>{gains}{notes}</ul></details>"
+        f"<details><summary>Its parts, and what changes would buy</summary>{content}"
+        f"<ul>{notes}</ul></details>"
     )
 
 
