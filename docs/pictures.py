@@ -5,7 +5,7 @@
 The face GAN of examples/ is exported at fp32 and int8 to ONNX and OpenVINO, profiled in turns, and
 compared, by the commands that a user would type. What they print becomes docs/terminal.svg, what
 they write docs/report-light.png and docs/report-dark.png (needs Chromium). On a busy machine the
-pictures show a busy machine.
+pictures show a busy machine. Profiles that are there already stay: delete FOLDER to measure again.
 """
 
 from __future__ import annotations
