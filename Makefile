@@ -1,13 +1,14 @@
 # make demo   the main job, end to end, on real models
 # make test   the test suite
-# Both make their own .venv first. A plain `pip install` of torch may bring CUDA; set
+# make pictures   the README's pictures, from a run on this machine (needs Chromium)
+# All make their own .venv first. A plain `pip install` of torch may bring CUDA; set
 # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where your CPU build is to avoid that.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check venv clean
+.PHONY: demo test pictures check venv clean
 
 venv: .venv/.complete
 
@@ -26,6 +27,9 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+pictures: venv
+	$(BIN)/python docs/pictures.py
 
 check: venv
 	$(BIN)/ruff check .
