@@ -40,9 +40,25 @@ def untrained(family: str, folder: Path, tiny: bool) -> Path:
     config = model.Config(**((TINY if tiny else GPT) if family == "gpt" else {}))
     path = folder / family
     checkpoint.save(
-        path, ModelSpec(family, msgspec.to_builtins(config)), model.Net(config).eval(), (), None
+        path,
+        ModelSpec(family, msgspec.to_builtins(config)),
+        model.Net(config).eval(),
+        (),
+        byte_tokenizer() if family == "gpt" else None,
     )
     return path
+
+
+def byte_tokenizer() -> bytes:
+    """One token a byte: a text bundle must have a tokenizer, and nobody is going to read this."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
+    return tokenizer.to_str().encode()
 
 
 def bundles(source: Path, family: str, folder: Path) -> list[Path]:
