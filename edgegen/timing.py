@@ -91,6 +91,8 @@ def _import_engine(job: Job) -> None:
     """Import the engine before the clock starts: Python's own work is not the model's load time."""
     from edgegen import runtimes
 
+    # CUDA puts the fastest GPU first; the kernel, nvidia-smi and NVML count by the bus.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if job.runtime:
         rooms.load(runtimes.ROOM, job.runtime)
     else:

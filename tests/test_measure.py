@@ -180,3 +180,13 @@ def test_energy_of_rounds_is_their_mean_and_none_where_one_has_none(make_profile
     short = make_profile(repeats=3, energy_source="not measured: too short")
     found = measure._join([*parts, short], "")
     assert (found.energy_j, found.energy_source) == (None, "not measured: too short")
+
+
+@pytest.mark.slow
+def test_a_gpu_that_is_not_there_is_refused_with_what_is(onnx_bundle):
+    engine = pytest.importorskip("edgegen.runtimes.onnxruntime", reason="needs onnxruntime")
+    if "gpu" in engine.devices():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(NotFoundError, match="device 'gpu'; its providers: ") as error:
+        measure.profile(onnx_bundle, runtime="onnxruntime", device="gpu")
+    assert "use --device cpu" in error.value.hint

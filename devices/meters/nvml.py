@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -52,18 +53,31 @@ def state(index: int, when: str) -> dict[str, float]:
 
 def read(index: int) -> Reading | str:
     """The GPU of that index now, or why it cannot be read."""
+    name = visible(index, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     try:
-        return of_pynvml(importlib.import_module("pynvml"), index)
+        return of_pynvml(importlib.import_module("pynvml"), name)
     except ModuleNotFoundError:
-        return of_smi(index, shutil.which("nvidia-smi") or "")
+        return of_smi(name, shutil.which("nvidia-smi") or "")
     except Exception as error:  # NVMLError: no driver, no such GPU, not supported
         return f"NVML: {error}"
 
 
-def of_pynvml(nvml: Any, index: int) -> Reading:
+def visible(index: int, listed: str) -> str:
+    """What NVML calls the index-th GPU that CUDA is shown: a number, or a UUID.
+
+    `listed` is CUDA_VISIBLE_DEVICES, which NVML does not heed.
+    """
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    return names[index] if index < len(names) else str(index)
+
+
+def of_pynvml(nvml: Any, name: str) -> Reading:
     """By the library's own functions; milliwatts and bytes there."""
     nvml.nvmlInit()
-    gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+    if name.isdigit():
+        gpu = nvml.nvmlDeviceGetHandleByIndex(int(name))
+    else:
+        gpu = nvml.nvmlDeviceGetHandleByUUID(name)
 
     def known(ask: Callable[[], float]) -> float | None:
         try:
@@ -79,11 +93,11 @@ def of_pynvml(nvml: Any, index: int) -> Reading:
     )
 
 
-def of_smi(index: int, program: str) -> Reading | str:
+def of_smi(name: str, program: str) -> Reading | str:
     """By what nvidia-smi prints."""
     if not program:
         return "no NVIDIA GPU: neither pynvml nor nvidia-smi is here"
-    command = [program, f"--id={index}", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
+    command = [program, f"--id={name}", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False

@@ -183,11 +183,11 @@ def program(tmp_path, text, code=0):
 
 
 def test_nvidia_smi_is_asked_and_its_refusal_passed_on(tmp_path):
-    assert nvml.of_smi(0, str(program(tmp_path, "50, 1000, 2, 30"))).watts == 50.0
+    assert nvml.of_smi("0", str(program(tmp_path, "50, 1000, 2, 30"))).watts == 50.0
     refused = program(tmp_path, "NVIDIA-SMI has failed: no driver", 9)
-    assert nvml.of_smi(0, str(refused)) == "nvidia-smi: NVIDIA-SMI has failed: no driver"
-    assert "nvidia-smi: " in nvml.of_smi(0, str(tmp_path / "missing"))
-    assert nvml.of_smi(0, "") == "no NVIDIA GPU: neither pynvml nor nvidia-smi is here"
+    assert nvml.of_smi("0", str(refused)) == "nvidia-smi: NVIDIA-SMI has failed: no driver"
+    assert "nvidia-smi: " in nvml.of_smi("0", str(tmp_path / "missing"))
+    assert nvml.of_smi("0", "") == "no NVIDIA GPU: neither pynvml nor nvidia-smi is here"
 
 
 def test_a_gpu_that_nvidia_smi_knows_has_a_meter_and_a_state(tmp_path, monkeypatch):
@@ -229,6 +229,7 @@ def library(**changes):
             "NVML_TEMPERATURE_GPU": 0,
             "nvmlInit": lambda: None,
             "nvmlDeviceGetHandleByIndex": lambda index: index,
+            "nvmlDeviceGetHandleByUUID": lambda name: name,
             "nvmlDeviceGetPowerUsage": lambda gpu: 71350,
             "nvmlDeviceGetClockInfo": lambda gpu, kind: 1980,
             "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(used=3_000_000),
@@ -239,8 +240,16 @@ def library(**changes):
 
 
 def test_pynvml_counts_in_milliwatts_and_bytes(monkeypatch):
-    assert nvml.of_pynvml(library(), 0) == nvml.Reading(71.35, 1980.0, 3.0, 41.0)
+    assert nvml.of_pynvml(library(), "0") == nvml.Reading(71.35, 1980.0, 3.0, 41.0)
     without = library(nvmlDeviceGetPowerUsage=unsupported)
-    assert nvml.of_pynvml(without, 0) == nvml.Reading(None, 1980.0, 3.0, 41.0)
+    assert nvml.of_pynvml(without, "GPU-1a2b") == nvml.Reading(None, 1980.0, 3.0, 41.0)
     monkeypatch.setitem(sys.modules, "pynvml", library(nvmlInit=unsupported))
     assert nvml.read(0) == "NVML: Not Supported"
+
+
+@pytest.mark.parametrize(
+    ("index", "listed", "name"),
+    [(0, "", "0"), (1, "2,3", "3"), (0, "GPU-1a2b", "GPU-1a2b"), (5, "2,3", "5")],
+)
+def test_nvml_is_asked_for_the_gpu_that_cuda_is_shown(index, listed, name):
+    assert nvml.visible(index, listed) == name
