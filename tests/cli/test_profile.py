@@ -40,6 +40,8 @@ def test_a_profile_is_printed_and_written(profile, engine, onnx_bundle, tmp_path
     out, err = capsys.readouterr()
     for expected in ("run ms", "images/s", "peak RSS MB", "MatMul", "share of time"):
         assert expected in out
+    assert "run time\ntoy-onnx" in out
+    assert "n=11" in out
     for expected in (f"wrote {file}", "few samples: 11", "toy-onnx onnxruntime cpu (12)"):
         assert expected in err
     found = profiles_on_disk.read(file)
