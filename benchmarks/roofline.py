@@ -100,18 +100,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
-    rows, reasons = [], []
+    head = ("model", "engine", "precision", "predicted", "measured", "95 %", "prediction is off by")
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)  # noqa: T201
+    reasons = []
     for family in [options.family] if options.source else ["gpt", "vae"]:
         with tempfile.TemporaryDirectory() as made:
             source = options.source or untrained(family, Path(made), options.tiny)
             paths = bundles(source, family, Path(made))
             for engine in ENGINES:
                 found = profiles(paths, engine, options.repeats, options.rounds)
-                rows += lines(found)
+                print("\n".join(lines(found)), flush=True)  # noqa: T201
                 reasons.append(f"- {found[0].name()}: {found[0].roofline.sentence}")
-    head = ("model", "engine", "precision", "predicted", "measured", "95 %", "prediction is off by")
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")  # noqa: T201
-    print("\n".join([*rows, "", *reasons]))  # noqa: T201
+    print("\n".join(["", *reasons]))  # noqa: T201
 
 
 if __name__ == "__main__":
