@@ -47,6 +47,9 @@ def profile(
     roofline: bool = typer.Option(
         False, "--roofline", help="Say why it is slow, and what int8, int4 or half would buy."
     ),
+    watts: float = typer.Option(
+        0.0, help="Of the busy CPU, to model energy without a meter. [default: its own rating]"
+    ),
     timeout: float = typer.Option(1800.0, help="Seconds a process may take."),
     fleet: str = typer.Option("", help="tls://HOST:8786: on devices that have joined that hub."),
     keys: Path = typer.Option(
@@ -83,6 +86,7 @@ def profile(
             allow_fallback=allow_fallback,
             verify=verify,
             roofline=roofline,
+            watts=watts,
         )
         for path in bundles
         for engine in runtime.split(",")
@@ -235,6 +239,8 @@ def _print(profiles: list[Profile], json: bool) -> None:
         _operators(profiles[0])
     for one in profiles:
         _roofline(one)
+    for source in dict.fromkeys(one.energy_source for one in profiles):
+        _terminal.note(f"energy: {source}")
     for note in dict.fromkeys(note for _, one in found for note in tables.footnotes(one)):
         _terminal.note(note)
 
