@@ -1,24 +1,15 @@
-"""Upsampling by nearest neighbour before a convolution: one transposed convolution.
-
-Its taps are sums of the convolution's, for every pixel is read several times. Exact, also at the
-borders: what is padded with zeros is the upsampled image, and a transposed convolution reads
-nothing outside its own.
-"""
+"""Nearest upsampling and the convolution behind it as one ConvTranspose of an ONNX graph."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from edgegen.exporters._onnx_nodes import drop_unused
 from edgegen.exporters._onnx_shuffle import options, readers
-from edgegen.spec import Array
-
-# Of whole factors, both give pixel i // factor.
-NEAREST = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")}
+from edgegen.exporters._upsample import NEAREST, summed, taken
 
 
 def fold_upsampling(model: Any) -> set[str]:
@@ -62,22 +53,8 @@ def _transposed(node: Any, resize: Any, factor: int, weights: dict[str, Any]) ->
         name=node.name,
         strides=[factor, factor],
         kernel_shape=weights[name].dims[2:],
-        pads=[size - 1 - pad for size, pad in zip([*kernel.shape[2:]] * 2, pads, strict=True)],
+        pads=taken(kernel, pads),
     )
-
-
-def summed(kernel: Array, factor: int) -> Array:
-    """What a convolution (out, in, height, width) of an upsampled image is as a transposed one of
-    the image itself: (in, out, height + factor - 1, width + factor - 1).
-
-    A pixel is written `factor` times an axis, so its taps are shifted sums; added in float64.
-    """
-    out, inputs, high, wide = kernel.shape
-    total = np.zeros((out, inputs, high + factor - 1, wide + factor - 1))
-    for row in range(factor):
-        for column in range(factor):
-            total[:, :, row : row + high, column : column + wide] += kernel[:, :, ::-1, ::-1]
-    return np.ascontiguousarray(total.transpose(1, 0, 2, 3).astype(np.float32))
 
 
 def _factor(resize: Any, weights: dict[str, Any]) -> int:

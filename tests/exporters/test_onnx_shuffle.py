@@ -14,7 +14,8 @@ from edgegen import quantized
 from edgegen.exporters import onnx as exporter
 from edgegen.exporters._grid import in_torch
 from edgegen.exporters._onnx_shuffle import SHUFFLED, Plan, phases, plan, shuffle
-from edgegen.exporters._onnx_upsample import fold_upsampling, summed
+from edgegen.exporters._onnx_upsample import fold_upsampling
+from edgegen.exporters._upsample import summed
 from edgegen.spec import GraphSpec, Scheme, TensorSpec
 
 RNG = np.random.default_rng(0)
