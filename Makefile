@@ -1,13 +1,14 @@
 # make demo   the main job, end to end, on real models
 # make test   the test suite
-# Both make their own .venv first. A plain `pip install` of torch may bring CUDA; set
+# make bench-image   image models beside every peer, about two hours
+# All make their own .venv first. A plain `pip install` of torch may bring CUDA; set
 # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where your CPU build is to avoid that.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check venv clean
+.PHONY: demo test check bench-image venv clean
 
 venv: .venv/.complete
 
@@ -32,6 +33,9 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q --no-cov tests/test_layers.py tests/test_torch_free.py
+
+bench-image: venv
+	$(BIN)/python benchmarks/images.py
 
 clean:
 	rm -rf .venv edgegen-demo build dist *.egg-info
