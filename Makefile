@@ -1,6 +1,7 @@
 # make demo   the main job, end to end, on real models
 # make test   the test suite
 # make pictures   the README's pictures, from a run on this machine (needs Chromium)
+# make bench-image   image models beside every peer, about two hours
 # All make their own .venv first. A plain `pip install` of torch may bring CUDA; set
 # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where your CPU build is to avoid that.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test pictures check venv clean
+.PHONY: demo test pictures check bench-image venv clean
 
 venv: .venv/.complete
 
@@ -36,6 +37,9 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q --no-cov tests/test_layers.py tests/test_torch_free.py
+
+bench-image: venv
+	$(BIN)/python benchmarks/images.py
 
 clean:
 	rm -rf .venv edgegen-demo build dist *.egg-info
