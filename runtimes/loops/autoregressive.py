@@ -52,7 +52,7 @@ def steps(
 def _decoder(session: Session, loop: Text, request: Request) -> Decoder:
     """The engine's own where it has one for this sampling."""
     offer = getattr(session, "decoder", None)
-    own: Decoder | None = offer(request.sampling) if offer else None
+    own: Decoder | None = offer(request.sampling, request.seed) if offer else None
     return own or PlainDecoder(forward(session), loop.vocab_size, request.seed)
 
 
