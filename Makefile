@@ -1,5 +1,6 @@
 # make demo   the main job, end to end, on real models
 # make test   the test suite
+# make bench-text, bench-costs   EdgeGen beside its peers, each in an environment of its own: hours
 # Both make their own .venv first. A plain `pip install` of torch may bring CUDA; set
 # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where your CPU build is to avoid that.
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check venv clean
+.PHONY: demo test check venv clean bench-text bench-costs
 
 venv: .venv/.complete
 
@@ -32,6 +33,12 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q --no-cov tests/test_layers.py tests/test_torch_free.py
+
+bench-text: venv
+	$(BIN)/python benchmarks/text.py $(BENCH)
+
+bench-costs: venv
+	$(BIN)/python benchmarks/costs.py $(BENCH)
 
 clean:
 	rm -rf .venv edgegen-demo build dist *.egg-info
