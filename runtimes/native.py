@@ -449,7 +449,8 @@ class NativeDecoder:
             more = max(steps - len(self._drawn), AHEAD)
             fresh = np.stack([die.random(more) for die in self._dice], axis=1)
             self._drawn = np.concatenate([self._drawn, fresh])
-        now, self._drawn = self._drawn[:steps], self._drawn[steps:]
+        now: Array = self._drawn[:steps]
+        self._drawn = self._drawn[steps:]
         return now
 
 
