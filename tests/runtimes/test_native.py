@@ -353,16 +353,22 @@ def test_the_record_of_a_text_is_that_of_the_c_code():
     assert ctypes.sizeof(native._Text) == native._library().eg_text_size()
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_many_calls(tmp_path):
+    """`benchmarks/leaks.py` makes 10,000 of them."""
     model = make("llama")
-    session = opened(written(model, tmp_path, "int8"), model[1])
-    decoder = session.decoder(Sampling(), 0)
-    sizes = []
-    for call in range(400):
-        decoder.start(((call % 500, 2, 3),), Sampling())
-        decoder.step()
+    path = written(model, tmp_path, "int8")
+    session, sizes = opened(path, model[1]), []
+    for call in range(500):
+        if call % 50 == 49:
+            session.close()
+            session = opened(path, model[1])
+        sampling = list(SAMPLINGS.values())[call % len(SAMPLINGS)]
+        decoder = session.decoder(sampling, call)
+        decoder.begin(((call % 500, 2, 3),) * (1 + call % 50 // 49), sampling)
+        decoder.write(4, tell=lambda ids, call=call: call % 10 == 0)
         sizes.append(psutil.Process().memory_info().rss)
-    assert sizes[-1] - sizes[100] < 1_000_000
+    assert sizes[-1] - sizes[200] < 1_000_000
 
 
 def test_a_token_or_position_out_of_range_is_named(tmp_path):
