@@ -1,22 +1,25 @@
 """Does the comparison find what is there, and nothing else?
 
-    python benchmarks/detect.py                    every trial measured on its own: hours
-    python benchmarks/detect.py --pool 1500        one long pool of pairs, trials drawn from it
+    python benchmarks/detect.py                          some 25 minutes on a quiet machine
+    python benchmarks/detect.py --trials 8 --rounds 5    a look at it: under a minute
 
-Four bundles: a chain of 100 equal matrix products (about 1.3 ms on ONNX Runtime), the same once
-more, and chains of 103 and of 105: slower for doing more work. A trial is what
-`edgegen profile BASE OTHER --rounds N` and `edgegen compare` do: pairs of fresh processes in
-alternating order for `--seconds` of wall-clock time, starting the processes included, and then the
-comparison's own verdict. How much slower the longer chains really are is measured too, from all
-trials pooled.
+Four bundles: a chain of 100 equal matrix products (1.1 ms on ONNX Runtime), the same once more, and
+chains of 103 and of 105. The slower ones are slower for doing more work; no time is ever scaled.
 
-With `--pool` the four are measured in turns for that many rounds, and each trial is that many pairs
-as fit into `--seconds`, drawn from the pool without replacement in contiguous blocks of rounds. Of
-the A/A trials each block is turned round at random, which of the two equal bundles is the base:
-that is what another measurement could as well have been. Trials of one pool share pairs, so they
-are worth fewer independent ones; how many is printed.
+A trial is what a user does: `edgegen profile A B --rounds N`, fresh processes in alternating order,
+then the verdict of `edgegen compare`. Of every two blocks of N rounds one takes all four bundles in
+turns, which is one trial each of the same again, of 103 and of 105 layers, and one takes the first
+two alone, which is another A/A trial. Blocks follow each other and share no process: no sample is
+used for two trials of an arm, and none is drawn again. Within a block the three trials do share
+their base.
 
-Results are appended to benchmarks/results/detect-*.jsonl; started again, it goes on from there.
+How much slower the longer chains really are is measured too, from all rounds of all trials. What a
+trial cost is wall-clock time, the starting of its processes included. Every trial is appended to
+benchmarks/results/detect.jsonl, also one that came out badly; started again with the same settings,
+it goes on from there.
+
+The scheduling policy is printed, for it matters: on a machine with neighbours `chrt -f 1` keeps
+them from interrupting, and the result is then that of a quiet machine.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist, median
@@ -40,17 +45,17 @@ from edgegen import bootstrap, measure, records
 from edgegen.bundle import MANIFEST, Artifact, Manifest, OneShot, sums
 from edgegen.compare import compare
 from edgegen.devices.cpu import environment
-from edgegen.metrics import SLOWER, TOO_FEW, Ratio
+from edgegen.metrics import FASTER, SLOWER, steps_of
 from edgegen.profile import Profile
 from edgegen.spec import GraphSpec, TensorSpec
 from edgegen.workload import Job
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "detect.jsonl"
 LAYERS = {"base": 100, "again": 100, "slow3": 103, "slow5": 105}
-ARMS = ("again", "slow3", "slow5")
-BLOCK = 10  # rounds that stay together when trials are drawn from a pool
-ORDERS = 2  # rounds of one call: A B and B A
-NAMES = {"again": "A/A", "slow3": "+3 layers of 100", "slow5": "+5 layers of 100"}
+NAMES = {"again": "A/A", "slow3": "3 layers more than 100", "slow5": "5 layers more than 100"}
+ASKED = {"again": "2 to 8 %", "slow3": ">= 90 %", "slow5": ">= 99 %"}
+CALLED = {"again": (SLOWER, FASTER), "slow3": (SLOWER,), "slow5": (SLOWER,)}  # different
+MOST_S = 60.0  # that a trial may take
 
 
 def chain(folder: Path, layers: int, width: int, rows: int) -> Path:
@@ -86,196 +91,84 @@ def chain(folder: Path, layers: int, width: int, rows: int) -> Path:
 
 
 def jobs(folder: Path, options: argparse.Namespace) -> dict[str, Job]:
-    """What is measured, by arm; `repeats` are those of one round."""
+    """What is measured, by arm; `repeats` are those of all rounds of a block."""
     made = {}
     for arm, layers in LAYERS.items():
         path = chain(folder / arm, layers, options.width, options.rows)
+        repeats = options.repeats * options.rounds
         one = measure.job(
-            path,
-            runtime="onnxruntime",
-            threads=options.threads,
-            repeats=options.repeats,
+            path, runtime="onnxruntime", threads=options.threads, warmup=1, repeats=repeats
         )
         made[arm] = msgspec.structs.replace(one, operators=False)
     return made
 
 
-def take(chosen: list[Job], rounds: int) -> list[Profile]:
-    """The real path: fresh processes in alternating order, `rounds` of each."""
-    more = [msgspec.structs.replace(one, repeats=one.repeats * rounds) for one in chosen]
-    return measure.interleave(more, rounds=rounds)
-
-
-def ratio_of(base: Profile, other: Profile) -> Ratio:
-    """What `edgegen compare` says."""
-    return compare([base, other]).rows[1].ratios["p50"]
-
-
-def medians(profile: Profile) -> list[float]:
-    """The median of each round, in ms."""
-    parts = np.array_split(np.asarray(profile.first_ms), profile.rounds)
-    return [round(float(np.median(part)), 5) for part in parts]
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    """One line more, whole or not at all, so that a killed run can go on."""
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def read(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines that were measured with the same settings."""
-    if not path.is_file():
-        return []
-    lines = [json.loads(text) for text in path.read_text().splitlines()]
-    return [line for line in lines if line["settings"] == settings]
-
-
-def direct(made: dict[str, Job], options: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Every trial on its own, arm after arm in turns until each has its number."""
-    path = RESULTS / "detect-trials.jsonl"
-    settings = settings | {"seconds": options.seconds}
-    wanted = {"again": options.trials, "slow3": options.trials // 2, "slow5": options.trials // 2}
-    done = read(path, settings)
-    have = {arm: [line for line in done if line["arm"] == arm] for arm in ARMS}
-    while open_arms := [arm for arm in ARMS if len(have[arm]) < wanted[arm]]:
-        arm = min(open_arms, key=lambda arm: len(have[arm]) / wanted[arm])
-        line = trial(made["base"], made[arm], options.seconds) | {"arm": arm, "settings": settings}
-        append(path, line)
-        have[arm].append(line)
-        print(  # noqa: T201
-            f"{NAMES[arm]} {len(have[arm])}/{wanted[arm]}: x{line['ratio']:.4f} {line['verdict']} "
-            f"({line['rounds']} pairs, {line['wall_s']:.0f} s)",
-            flush=True,
-        )
-    report(have, "every trial measured on its own", options.seconds)
-
-
-def trial(base: Job, other: Job, seconds: float) -> dict[str, Any]:
-    """As many pairs as `seconds` hold; how many is known from a pair that is thrown away."""
+def block(made: dict[str, Job], arms: Sequence[str], rounds: int) -> list[dict[str, Any]]:
+    """The trials of one block: each of `arms` against the first of them."""
     start = time.perf_counter()
-    take([base, other], 1)
-    pair_s = time.perf_counter() - start
-    rounds = max(bootstrap.FEWEST, int((seconds - pair_s) / pair_s))
-    found = take([base, other], rounds)
-    ratio = ratio_of(*found)
-    logs = bootstrap.logs_by_round(*[[(ms,) for ms in medians(p)] for p in found], rounds, 50)
-    return {
-        "ratio": ratio.value,
-        "low": ratio.low,
-        "high": ratio.high,
-        "verdict": ratio.verdict,
-        "rounds": rounds,
-        "wall_s": round(time.perf_counter() - start, 1),
-        "logs": [round(float(log), 6) for log in logs],
-    }
+    found = measure.interleave([made[arm] for arm in arms], rounds=rounds)
+    pair_s = (time.perf_counter() - start) * 2 / len(arms)
+    base, *others = found
+    return [
+        trial(arm, base, other, row.ratios["p50"]) | {"wall_s": round(pair_s, 2)}
+        for arm, other, row in zip(arms[1:], others, compare(found).rows[1:], strict=True)
+    ]
 
 
-def pooled(made: dict[str, Job], options: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Measure the pool, or the rest of it, and draw the trials."""
-    path = RESULTS / "detect-pool.jsonl"
-    lines = read(path, settings)
-    while len(lines) * ORDERS < options.pool:
-        start = time.perf_counter()
-        found = take(list(made.values()), ORDERS)
-        arms = {arm: medians(profile) for arm, profile in zip(made, found, strict=True)}
-        wall_s = round(time.perf_counter() - start, 2)
-        lines.append({"settings": settings, "wall_s": wall_s, "medians": arms})
-        append(path, lines[-1])
-        print(f"{len(lines) * ORDERS}/{options.pool} rounds, {wall_s} s", flush=True)  # noqa: T201
-    pair_s = median(line["wall_s"] for line in lines) / ORDERS / len(LAYERS) * 2
-    rounds = int(options.seconds / pair_s)
-    count = len(lines) * ORDERS
-    if rounds < bootstrap.FEWEST or rounds > count:
-        raise SystemExit(
-            f"a pair takes {pair_s:.2f} s, so {options.seconds:g} s hold {rounds} pairs; the pool "
-            f"has {count}: measure more with --pool, or change --seconds"
-        )
-    print(f"a pair takes {pair_s:.2f} s, process start included")  # noqa: T201
-    numbers = {"again": options.trials, "slow3": options.trials // 2, "slow5": options.trials // 2}
-    times = {arm: np.array([ms for line in lines for ms in line["medians"][arm]]) for arm in LAYERS}
-    rng = np.random.default_rng(0)
-    have = {
-        arm: [drawn(rng, times["base"], times[arm], rounds, arm) for _ in range(number)]
-        for arm, number in numbers.items()
-    }
-    print(  # noqa: T201
-        f"RESAMPLED from a pool of {count} measured pairs in blocks of {BLOCK}: the trials of an "
-        f"arm hold no more than {count // rounds} independent ones"
-    )
-    whole = {arm: (times["base"], times[arm]) for arm in ARMS}
-    report(have, f"resampled from a pool of {count} measured pairs", options.seconds, whole)
+def trial(arm: str, base: Profile, other: Profile, said: Any) -> dict[str, Any]:
+    """What `edgegen compare` says of the two, and the logarithm of the ratio of each round."""
+    steps = [steps_of(profile, "main") for profile in (base, other)]
+    logs = bootstrap.logs_by_round(steps[0], steps[1], base.rounds, 50)
+    verdict = {"ratio": said.value, "low": said.low, "high": said.high, "verdict": said.verdict}
+    return {"arm": arm, **verdict, "logs": [round(float(log), 6) for log in logs]}
 
 
-def drawn(rng: np.random.Generator, base: Any, other: Any, rounds: int, arm: str) -> dict[str, Any]:
-    """One trial of `rounds` pairs: whole blocks of the pool, none twice, in their order."""
-    starts = np.arange(0, len(base) - BLOCK + 1, BLOCK)
-    blocks = np.sort(rng.choice(starts, size=math.ceil(rounds / BLOCK), replace=False))
-    pairs = []
-    for start in blocks:
-        block = [base[start : start + BLOCK], other[start : start + BLOCK]]
-        pairs.append(block[::-1] if arm == "again" and rng.random() < 0.5 else block)
-    a, b = (np.concatenate(side)[:rounds] for side in zip(*pairs, strict=True))
-    ratio = ratio_of(*(as_profile(name, values) for name, values in (("base", a), (arm, b))))
-    return {"ratio": ratio.value, "verdict": ratio.verdict, "rounds": rounds}
+def read(settings: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The blocks that were measured with the same settings."""
+    if not RESULTS.is_file():
+        return []
+    lines = [json.loads(text) for text in RESULTS.read_text().splitlines()]
+    return [line["trials"] for line in lines if line["settings"] == settings]
 
 
-def as_profile(name: str, values: Any) -> Profile:
-    """A profile of one sample a round, which is that round's median."""
-    runs = tuple(float(ms) for ms in values)
-    return Profile(
-        **dict.fromkeys(("bundle", "bundle_sha256", "device", "device_name"), name),
-        **dict.fromkeys(("format", "engine", "engine_version", "precision", "created"), "-"),
-        **dict.fromkeys(("warmup", "threads"), 0),
-        **dict.fromkeys(("load_ms", "cold_ms", "size_mb"), 1.0),
-        schema_version=1,
-        family="chain",
-        request=msgspec.convert({}, measure.Request),
-        repeats=len(runs),
-        first_ms=runs,
-        steps_ms=((),) * len(runs),
-        block="pool",
-        rounds=len(runs),
-    )
+def run(made: dict[str, Job], settings: dict[str, Any], trials: int) -> list[dict[str, Any]]:
+    """All trials: measured before, or now."""
+    done = read(settings)
+    RESULTS.parent.mkdir(exist_ok=True)
+    while len(done) < trials:
+        arms = list(LAYERS) if len(done) % 2 == 0 else list(LAYERS)[:2]
+        done.append(block(made, arms, settings["rounds"]))
+        with RESULTS.open("a") as file:
+            file.write(json.dumps({"settings": settings, "trials": done[-1]}) + "\n")
+        said = ", ".join(f"{one['arm']} x{one['ratio']:.4f} {one['verdict']}" for one in done[-1])
+        print(f"{len(done)}/{trials}: {said}", flush=True)  # noqa: T201
+    return [one for trials_of_block in done[:trials] for one in trials_of_block]
 
 
-def report(
-    have: dict[str, list[dict[str, Any]]],
-    how: str,
-    seconds: float,
-    pool: dict[str, Any] | None = None,
-) -> None:
-    """A Markdown table: how often each arm was called different, with what was asked of it."""
-    machine = environment()
-    print(  # noqa: T201
-        f"\n{how}; {seconds:g} s of measuring each; {machine['cpu']}, "
-        f"{machine['usable_cores']} cores\n\n"
-        "| arm | true ratio, all pooled | trials | pairs each | called different | asked |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: |"
-    )
-    asked = {"again": "2 to 8 %", "slow3": ">= 90 %", "slow5": ">= 99 %"}
-    for arm, lines in have.items():
-        if not lines:
+def table(trials: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
+    """Markdown: how often each arm was called different, with what is asked of it."""
+    lines = [
+        f"{settings['rounds']} pairs of fresh processes a trial, {settings['cpu']}, "
+        f"{environment()['usable_cores']} cores, {settings['policy']}",
+        "",
+        "| arm | true ratio, all rounds | trials | called different | asked | seconds a trial |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for arm, name in NAMES.items():
+        mine = [one for one in trials if one["arm"] == arm]
+        if not mine:
             continue
-        if arm == "again":
-            hits = sum(
-                line["verdict"] not in ("no difference detectable", TOO_FEW) for line in lines
-            )
-        else:
-            hits = sum(line["verdict"] == SLOWER for line in lines)
-        low, high = wilson(hits, len(lines))
-        logs = (
-            np.log(pool[arm][1] / pool[arm][0])
-            if pool
-            else np.array([log for line in lines for log in line["logs"]])
+        hits = sum(one["verdict"] in CALLED[arm] for one in mine)
+        low, high = wilson(hits, len(mine))
+        middle, reach = bootstrap.location(np.concatenate([one["logs"] for one in mine]))
+        took = [one["wall_s"] for one in mine]
+        over = " TOO LONG" * (max(took) > MOST_S)
+        lines.append(
+            f"| {name} | {math.exp(middle):.4f} ±{reach or 0:.4f} | {len(mine)} "
+            f"| {hits / len(mine):.1%} ({low:.1%} to {high:.1%}) | {ASKED[arm]} "
+            f"| {median(took):.1f}, at most {max(took):.1f}{over} |"
         )
-        middle, reach = bootstrap.location(logs)
-        pairs = median(line["rounds"] for line in lines)
-        print(  # noqa: T201
-            f"| {NAMES[arm]} | {math.exp(middle):.4f} ±{reach or 0:.4f} | {len(lines)} | {pairs:g} "
-            f"| {hits / len(lines):.1%} ({low:.1%} to {high:.1%}) | {asked[arm]} |"
-        )
+    return "\n".join(lines)
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:
@@ -286,24 +179,36 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
 
+def policy() -> str:
+    """How the processes are scheduled: by default in turns with whatever else runs."""
+    if not hasattr(os, "sched_getscheduler"):
+        return "default scheduling"
+    now = os.sched_getscheduler(0)
+    if now == os.SCHED_OTHER:
+        return f"default scheduling, nice {os.nice(0)}"
+    return f"real-time scheduling, priority {os.sched_getparam(0).sched_priority}"
+
+
 def main() -> None:
     """Build the chains, measure what is missing, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--trials", type=int, default=200, help="of A/A; half as many of the others"
     )
-    parser.add_argument("--seconds", type=float, default=60.0, help="of measuring for each trial")
-    parser.add_argument("--pool", type=int, default=0, help="rounds of a pool to draw them from")
-    parser.add_argument("--repeats", type=int, default=100, help="timed runs in one process")
+    parser.add_argument("--rounds", type=int, default=10, help="pairs of processes in a trial")
+    parser.add_argument("--repeats", type=int, default=25, help="timed runs in one process")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--width", type=int, default=320, help="of the matrices")
     parser.add_argument("--rows", type=int, default=6, help="that each product multiplies")
     options = parser.parse_args()
-    kept = ("repeats", "threads", "width", "rows")
-    settings = {name: getattr(options, name) for name in kept} | {"cpu": environment()["cpu"]}
+    settings = {name: value for name, value in vars(options).items() if name != "trials"}
+    settings |= {"cpu": environment()["cpu"], "policy": policy()}
     with tempfile.TemporaryDirectory() as folder:
-        made = jobs(Path(folder), options)
-        (pooled if options.pool else direct)(made, options, settings)
+        # As where EdgeGen is installed: no process compiles Python's files anew.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{folder}/bytecode"
+        trials = run(jobs(Path(folder), options), settings, options.trials)
+    print(f"\n{table(trials, settings)}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -185,6 +185,11 @@ def fitted(net: nn.Module, found: Mapping[str, Factors], place: Path | str) -> d
     return out
 
 
+def factors_of(net: nn.Module) -> dict[str, Factors]:
+    """The adapters on `net`, by the name of their layer."""
+    return {n: Factors(a.A.detach(), a.B.detach(), float(a.scale)) for n, a in adapted(net).items()}
+
+
 def read(folder: Path | str) -> dict[str, Factors]:
     """The adapters in a PEFT folder, or of a checkpoint whose adapters were not merged.
 
@@ -194,10 +199,10 @@ def read(folder: Path | str) -> dict[str, Factors]:
     """
     if (Path(folder) / CONFIG).is_file() or not (Path(folder) / checkpoint.CONFIG).is_file():
         return read_peft(folder)
-    found = adapted(checkpoint.load(folder).net)
+    found = factors_of(checkpoint.load(folder).net)
     if not found:
         raise UsageError(
             f"{folder}: a checkpoint without adapters",
             "give one that was adapted with merge = false, or a PEFT folder",
         )
-    return {name: Factors(a.A.detach(), a.B.detach(), float(a.scale)) for name, a in found.items()}
+    return found

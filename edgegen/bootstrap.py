@@ -49,7 +49,9 @@ def draw(profile: Profile, number: int, resamples: int = RESAMPLES) -> Counts:
     """How often each resample draws each repeat; `number` tells profiles apart."""
     rng = np.random.default_rng(number)
     pieces = np.array_split(np.arange(len(profile.first_ms)), blocks(profile))
-    times = rng.multinomial(len(pieces), np.full(len(pieces), 1 / len(pieces)), size=resamples)
+    picked = rng.integers(len(pieces), size=(resamples, len(pieces)))
+    picked += np.arange(resamples)[:, None] * len(pieces)  # a row of the table each
+    times = np.bincount(picked.ravel(), minlength=picked.size).reshape(picked.shape)
     return np.repeat(times, [len(piece) for piece in pieces], axis=1)
 
 
@@ -144,7 +146,8 @@ def percentiles(repeats: Sequence[Sequence[float]], counts: Counts, qs: Sequence
     rows = max(1, CHUNK // len(values))
     return np.concatenate(
         [
-            _weighted(values, counts[start : start + rows][:, owner], qs)
+            # `take`, for an index would give columns that lie apart in memory
+            _weighted(values, counts[start : start + rows].take(owner, axis=1), qs)
             for start in range(0, len(counts), rows)
         ]
     )

@@ -31,6 +31,7 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 BASE = "base"  # the adapter that changes nothing
+NONE = "none"  # what a user calls it
 
 
 class Layer(Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,7 +137,10 @@ Loop = Text | OneShot
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the bundle is, what each layer became, and how far each engine was from torch."""
+    """What the bundle is, what each layer became, and how far each engine was from torch.
+
+    `adapters` are files by name, and `adapter` the one in use when nobody says which.
+    """
 
     format_version: int
     name: str
@@ -156,6 +160,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     export_peak_rss_mb: float | None = None
     quality: dict[str, float] = {}
     adapters: dict[str, str] = {}
+    adapter: str = ""
 
 
 class _Version(Struct, frozen=True):
@@ -192,8 +197,10 @@ class Bundle(Struct, frozen=True):
         )
 
     def size_mb(self, kind: str) -> float:
-        """What a device must store to run one format, in MB: its graphs and their weights."""
-        return sum(self.manifest.files[name].bytes for name in self.files(kind)) / 1e6
+        """What a device must store to run one format, in MB: its graphs and their weights, and
+        all adapters."""
+        names = self.files(kind) | set(self.manifest.adapters.values())
+        return sum(self.manifest.files[name].bytes for name in names) / 1e6
 
     def files(self, kind: str) -> set[str]:
         """What an engine opens of one format: its graphs and their weights, by relative path."""

@@ -22,7 +22,7 @@ from edgegen.quality.judge import Question, beginnings, judge
 from edgegen.quality.samples import About, Samples, identity
 from edgegen.quality.subject import Subject, generate, of_bundle, of_deployment, write
 from edgegen.runtimes import deploy
-from edgegen.spec import Report, silent
+from edgegen.spec import Options, Report, silent
 
 __all__ = ["Figure", "Quality", "Question", "evaluate", "judge", "record", "write_samples"]
 
@@ -35,6 +35,7 @@ def evaluate(
     *,
     runtime: str | None = None,
     device: str = "cpu",
+    adapter: str = "",
     against: Path | str | None = None,
     num: int | None = None,
     seed: int = 0,
@@ -45,7 +46,8 @@ def evaluate(
     """The figures of the bundle at `path` on the held-out part of `data`; see `judge`.
 
     `against` is the bundle it was made from, opened on the same engine. `samples` are images that
-    the bundle made elsewhere, see `write_samples`; they are judged without opening it.
+    the bundle made elsewhere, see `write_samples`; they are judged without opening it. `adapter` is
+    one of the bundle's, or "none".
 
     Raises:
         UsageError: data of the other kind; `num` below 1 or more than there is.
@@ -59,7 +61,9 @@ def evaluate(
         subject = (
             of_bundle(open_bundle(path), made.about.engine, made.about.device)
             if made
-            else of_deployment(stack.enter_context(deploy(path, runtime, device)))
+            else of_deployment(
+                stack.enter_context(deploy(path, runtime, device, Options(adapter=adapter)))
+            )
         )
         other = None
         if against:

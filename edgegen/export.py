@@ -7,11 +7,11 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -35,7 +35,16 @@ from edgegen.calibration import Calibration, calibration
 from edgegen.devices import meters
 from edgegen.errors import NotFoundError, ParityError, UnsupportedError, UsageError
 from edgegen.exporters import PRECISIONS, dress_graph, quantize_graph, write_graph
-from edgegen.exporters._adapters import Switched, gather, switchable, with_adapter
+from edgegen.exporters._adapters import (
+    Placed,
+    Switched,
+    gather,
+    merged,
+    named,
+    switchable,
+    taken_off,
+    with_adapter,
+)
 from edgegen.exporters._fixed import fix
 from edgegen.exporters._grid import OWN_PRECISIONS, precision_name
 from edgegen.parity import cases, keep
@@ -48,7 +57,7 @@ from edgegen.spec import Report, silent
 from edgegen.verify import check_case
 
 # Which engine proves a format at export.
-ENGINE_OF = {n: n for n in ("openvino", "torch", "native")} | {"onnx": "onnxruntime"}
+ENGINE_OF = {n: n for n in ("openvino", "torch", "native", "fused")} | {"onnx": "onnxruntime"}
 TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "numpy", "tokenizers")
 
 # Real text for the quality figure: random tokens say little about a language model.
@@ -71,6 +80,7 @@ def export(
     data: str | None = None,
     group_size: int = 0,
     adapters: Mapping[str, Path | str] | None = None,
+    merge: bool = False,
     report: Report = silent,
 ) -> list[Bundle]:
     """Export `source` to every one of `formats`, prove each on its engine, write the bundle.
@@ -79,7 +89,9 @@ def export(
     added to `output`. A quantized checkpoint has its own precision, and takes no other.
     `static` fixes free dimensions. `data` names calibration images for int8 of conv nets, as for
     training. `group_size` 0 chooses from the channels. `adapters` are folders by name (PEFT's, or
-    checkpoints with adapters) that the bundle holds to be switched at run time.
+    checkpoints with adapters) that the bundle holds to be switched at run time; so it does with
+    the adapters of a checkpoint, which go by its name and are in use from the start. `merge` adds
+    them to the weights instead: those of the checkpoint and of one folder.
 
     Raises:
         UsageError: an unknown precision, one that a quantized checkpoint does not have, a dimension
@@ -95,16 +107,17 @@ def export(
     meters.reset_peak()
     report("read the model", 0, 1)
     model = source if isinstance(source, Model) else open_source(source, inputs, pixels)
-    if static and adapters:
+    model, adapted = _adapted(model, adapters or {}, merge)
+    if static and adapted[0]:
         raise UsageError(
             "--static and --adapter exclude each other: what adapters are fed with has a free rank",
-            "merge the adapter first: edgegen compress --lora 8 --set merge=true",
+            "merge the adapter into the weights: --merge",
         )
     if static:
         parts = fix(model.parts, static)
         model = model._replace(parts={name: Part(*part) for name, part in parts.items()})
     model, folded, precisions = _fold(model, precisions)
-    switched = gather(model.parts, adapters or {}, formats)
+    switched = gather(model.parts, *adapted, formats, folded)
     with _scratch(output) as scratch:
         drawn = _draw(model, folded, switched, scratch, formats, report)
         report("compute the reference", 0, 1)
@@ -115,6 +128,36 @@ def export(
             )
             for precision in precisions
         ]
+
+
+def _adapted(
+    model: Model, adapters: Mapping[str, Path | str], merge: bool
+) -> tuple[Model, tuple[dict[str, Placed], str]]:
+    """The model without adapters, or with them merged; the others by name, and which is first."""
+    parts, own = taken_off(model.parts)
+    found, first = named(parts, adapters, own, model.name)
+    if merge and not found:
+        raise UsageError(
+            f"{model.name}: no adapters to merge", "leave --merge out, or add --adapter NAME=FOLDER"
+        )
+    if merge and len(adapters) > 1:
+        raise UsageError(
+            f"--merge: {len(adapters)} adapters: {', '.join(adapters)}",
+            "give one: merged, they could not be told apart",
+        )
+    if merge:
+        for placed in found.values():
+            parts = merged(parts, placed)
+        found, first = {}, ""
+    if own:
+        model = model._replace(parameters=_count(part.module for part in parts.values()))
+    return model._replace(parts=parts), (found, first)
+
+
+def _count(modules: Iterable[Any]) -> int:
+    """The parameters of all modules, shared ones once; those of ONNX files are not known."""
+    nets = [each for each in modules if not isinstance(each, Path)]
+    return sum({id(p): p.numel() for net in nets for p in net.parameters()}.values())
 
 
 def _fold(
@@ -140,9 +183,8 @@ def _fold(
     parts = dict(model.parts)
     for name, found in folded.items():
         parts[name] = Part(found.reference, parts[name].spec)
-    plain = [folded[n].net if n in folded else module for n, module in modules.items()]
-    weights = {id(p): p.numel() for m in plain if not isinstance(m, Path) for p in m.parameters()}
-    return model._replace(parts=parts, parameters=sum(weights.values())), folded, (own,)
+    plain = _count(folded[n].net if n in folded else module for n, module in modules.items())
+    return model._replace(parts=parts, parameters=plain), folded, (own,)
 
 
 class _Drawn(NamedTuple):
@@ -193,8 +235,8 @@ def _draw(
             report(f"export to {kind}", done, len(model.parts))
             plain = folded[name].net if name in folded else module
             if name in switched.layers:
-                plain, graph = switchable(plain, graph, switched.layers[name])
-            notes[name, kind] = write_graph(plain, graph, folder, kind)
+                plain, graph = switchable(plain, graph, switched.layers[name], kind)
+            notes[name, kind] = write_graph(plain, graph, folder, kind) + switched.note()
         report(f"export to {kind}", len(model.parts), len(model.parts))
     return _Drawn(model, folded, switched, folder, tuple(formats), notes, [])
 
@@ -330,7 +372,8 @@ def raise_unless_ok(rows: Sequence[Drift]) -> None:
 def _manifest(
     drawn: _Drawn, name: str, precision: str, artifacts: tuple[Artifact, ...]
 ) -> Manifest:
-    model, folded, named = drawn.model, drawn.folded, drawn.switched.named
+    model, folded, switched = drawn.model, drawn.folded, drawn.switched
+    adapters = (BASE, *switched.named) if switched.named else ()
     file = any(isinstance(part.module, Path) for part in model.parts.values())
     reference = "torch fp32, quantized as the checkpoint is" if folded else "torch fp32"
     if file:
@@ -350,7 +393,8 @@ def _manifest(
         files={},
         reference=reference,
         history=model.history,
-        adapters={n: f"{FOLDER}/{n}.npz" for n in (BASE, *named)} if named else {},
+        adapters={name: f"{FOLDER}/{name}.npz" for name in adapters},
+        adapter=switched.first,
         tools=tools | {n: metadata.version(n) for n in TOOLS if _installed(n)},
     )
 

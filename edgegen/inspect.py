@@ -199,6 +199,7 @@ def _checkpoint(path: Path, sizes: dict[str, int]) -> Inspection:
         from edgegen import checkpoint
         from edgegen.exporters._grid import precision_name
         from edgegen.models import _macs
+        from edgegen.quantized import count
     except ModuleNotFoundError as error:
         raise rooms.missing(error, "reading a checkpoint") from error
 
@@ -208,14 +209,14 @@ def _checkpoint(path: Path, sizes: dict[str, int]) -> Inspection:
     schemes = {i: found.spec.layers[name] for i, name in names.items() if name in found.spec.layers}
     graphs = tuple(graph for _, graph in parts.values())
     sizes, size_mb = _all_sizes(graphs, sizes), (path / checkpoint.WEIGHTS).stat().st_size / 1e6
-    parameters = sum(weight.numel() for weight in found.net.parameters())
+    parameters = count(found.net)
     files = tuple(
         GraphFile(
             graph.name,
             "checkpoint",
             checkpoint.WEIGHTS,
             size_mb,
-            parameters=sum(weight.numel() for weight in module.parameters()),
+            parameters=count(module),
             macs=_macs.count(module, graph, sizes),
             layers=_layers(module, schemes),
         )

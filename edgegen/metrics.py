@@ -81,9 +81,11 @@ def _metrics(profile: Profile) -> list[str]:
     return [name for name in SAMPLED if text or name not in ("ttft", "tpot")]
 
 
-def resampled(profile: Profile, number: int) -> dict[str, Floats]:
-    """Each sampled metric in each resample, shape (resamples,)."""
-    counts = bootstrap.draw(profile, number)
+def resampled(
+    profile: Profile, number: int, resamples: int = bootstrap.RESAMPLES
+) -> dict[str, Floats]:
+    """Each sampled metric in each resample, shape (resamples,); `number` tells profiles apart."""
+    counts = bootstrap.draw(profile, number, resamples)
     found: dict[str, Floats] = {}
     for which in ("main", "first"):
         names = [name for name in _metrics(profile) if SAMPLED[name][0] == which]

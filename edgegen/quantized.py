@@ -81,6 +81,19 @@ def quantizable(net: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def count(*modules: nn.Module) -> int:
+    """The parameters of all of them together, each once, without scales and zero points."""
+    steps = {
+        id(parameter)
+        for module in modules
+        for step in module.modules()
+        if isinstance(step, WeightQuantizer | InputQuantizer)
+        for parameter in step.parameters()
+    }
+    found = {id(p): p.numel() for module in modules for p in module.parameters()}
+    return sum(size for key, size in found.items() if key not in steps)
+
+
 def is_quantized(net: nn.Module) -> bool:
     """Does any layer of it have a quantizer?"""
     return any(quantizer_of(module) is not None for module in net.modules())

@@ -33,6 +33,7 @@ EXTRA_OF = {
     "openvino": "openvino",
     "matplotlib": "report",
     "altair": "report",
+    "markdown_it": "report",
     "vl_convert": "report",
     "duckdb": "history",
     "PIL": "images",

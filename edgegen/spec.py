@@ -181,7 +181,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """How an engine opens a graph.
 
     `threads` 0 leaves the choice to the engine. `precision` is what must run, never less.
-    `provider` is passed through to the engine as it is. `adapter` is the first one in use.
+    `provider` is passed through to the engine as it is. `adapter` is the one in use from the
+    start, "none" the model without one; empty leaves it to the bundle.
     """
 
     threads: int = 0

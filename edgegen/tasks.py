@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from edgegen import profile as profiles
 from edgegen import records
-from edgegen.bundle import open_bundle
+from edgegen.bundle import NONE, open_bundle
 from edgegen.errors import EdgeGenError, UsageError
 from edgegen.workload import Job
 
@@ -71,10 +71,10 @@ def to_files(tasks: Sequence[Task], output: Path | None) -> list[Task]:
 
 
 def _stem(task: Task) -> str:
-    """vae-int8-openvino-cpu; of a fleet vae-int8-openvino-pi5-cpu."""
+    """vae-int8-openvino-cpu; of a fleet vae-int8-openvino-pi5-cpu; gpt-french-openvino-cpu."""
     job = task.job
     bundle = os.path.basename(os.path.abspath(job.path))
-    parts = bundle, job.runtime, task.board, job.device.replace(":", "")
+    parts = bundle, job.options.adapter, job.runtime, task.board, job.device.replace(":", "")
     return "-".join(part for part in parts if part)
 
 
@@ -92,9 +92,11 @@ def measured(task: Task) -> bool:
         found = profiles.read(task.file)
     except EdgeGenError:
         return False  # another program's, or half of one
-    job = task.job
+    job, bundle = task.job, open_bundle(task.job.path)
+    adapter = job.options.adapter or bundle.manifest.adapter
     return (
-        found.bundle_sha256 == open_bundle(job.path).sha256()
+        found.bundle_sha256 == bundle.sha256()
+        and found.adapter == ("" if adapter == NONE else adapter)
         and found.request == job.request
         and (found.board, found.device) == (task.board, job.device)
         and (found.warmup, found.repeats) == (job.warmup, job.repeats)

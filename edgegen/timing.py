@@ -82,6 +82,7 @@ def measure(job: Job, report: Report = silent) -> Profile:
         drifts=_drifts(bundle, deployment.engine, job, report) if job.verify else (),
         quality=bundle.manifest.quality,
         environment=environment | clocks | {"peak_rss_source": peak_source},
+        adapter=deployment.adapter,
     )
 
 

@@ -19,7 +19,8 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     """One measurement: what to open, how, and how often to run it.
 
     `first` is the number of the first timed repeat: repeat n runs with seed `request.seed + n`, so
-    that no two prompts or latents are alike, but the n-th is the same for everybody.
+    that no two prompts or latents are alike, but the n-th is the same for everybody. `roofline`
+    says afterwards why it is slow.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     first: int = 0
     operators: bool = True
     verify: bool = False
+    roofline: bool = False
 
 
 def request_for(

@@ -2,6 +2,8 @@
 
 For each adapted layer the graph takes A and B of `edgegen.adapters.LowRank`, the scale already
 multiplied into B, all of one free rank. Zeros of rank 1 leave the model as it is.
+
+A model may bring adapters of its own; others come from folders. All are for the model without any.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ import numpy as np
 import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import pad
 
-from edgegen.adapter_files import Factors, fitted, read
-from edgegen.adapters import adaptable, adapted, attach, low_rank, shapes
-from edgegen.bundle import BASE
+from edgegen.adapter_files import Factors, factors_of, fitted, read
+from edgegen.adapters import adaptable, adapted, attach, detach, low_rank, merge, shapes
+from edgegen.bundle import BASE, NONE
 from edgegen.errors import MismatchError, UnsupportedError, UsageError
+from edgegen.quantized import Folded
 from edgegen.rooms import nearest
+from edgegen.sources import Part
 from edgegen.spec import Array, GraphSpec, TensorSpec
 
 RANK = "rank"
@@ -30,9 +35,34 @@ FORMATS = ("onnx", "openvino", "torch")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Placed = dict[str, dict[str, Factors]]  # graph -> layer in its module -> the adapter
+Parts = Mapping[str, Part]
 
 
-def place(parts: Mapping[str, Any], found: Mapping[str, Factors], where: Path | str) -> Placed:
+def taken_off(parts: Parts) -> tuple[dict[str, Part], Placed]:
+    """The parts without the adapters that they carry, and those adapters; `parts` stay."""
+    modules = {n: p.module for n, p in parts.items() if isinstance(p.module, nn.Module)}
+    own = {n: found for n, module in modules.items() if (found := factors_of(module))}
+    twins = copy.deepcopy(modules) if own else modules  # at once: parts may share layers
+    for name in own:
+        detach(twins[name])
+    return {n: Part(twins.get(n, module), spec) for n, (module, spec) in parts.items()}, own
+
+
+def merged(parts: Parts, placed: Placed) -> dict[str, Part]:
+    """The parts with an adapter added to their weights.
+
+    Raises:
+        UnsupportedError: a quantized weight.
+    """
+    out = dict(parts)
+    for name, found in placed.items():
+        twin = with_adapter(parts[name].module, found)
+        merge(twin)
+        out[name] = Part(twin, parts[name].spec)
+    return out
+
+
+def place(parts: Parts, found: Mapping[str, Factors], where: Path | str) -> Placed:
     """Which graph each adapter is for, by the name its layer has in the graph's module.
 
     Raises:
@@ -74,31 +104,32 @@ def _names(given: str, graph: str, graphs: int) -> Iterator[str]:
 
 
 def check(
-    parts: Mapping[str, Any], layers: Mapping[str, Iterable[str]], formats: Iterable[str]
+    layers: Mapping[str, Iterable[str]], formats: Iterable[str], folded: Mapping[str, Folded]
 ) -> None:
-    """Raise `UnsupportedError` for a format that cannot take the adapters of `layers` as inputs."""
+    """Raise `UnsupportedError` for a format, or a layer, that cannot take its adapter as input."""
     for kind in formats:
         if kind not in FORMATS:
             raise UnsupportedError(
                 f"{kind}: adapters cannot be switched in it",
-                f"take --to {','.join(FORMATS[:2])}, or merge the adapter first",
+                f"take --to {','.join(FORMATS[:2])}, or merge the adapter: --merge",
             )
     for graph, names in layers.items():
-        convs = [n for n in names if not isinstance(parts[graph][0].get_submodule(n), nn.Linear)]
-        if convs and "openvino" in formats:
+        rounded = [n for n in names if graph in folded and n in folded[graph].inputs]
+        if rounded:
             raise UnsupportedError(
-                f"openvino: a convolution's weights cannot be inputs on its CPU: {convs[0]}",
-                "leave openvino out (--to onnx), or merge the adapter first",
+                f"{rounded[0]}: its input is rounded to 8 bits, and an adapter beside it is not",
+                "leave the inputs in float (--quantize int8 or int4), or merge before quantizing",
             )
 
 
 def switchable(
-    module: nn.Module, graph: GraphSpec, layers: Sequence[str]
+    module: nn.Module, graph: GraphSpec, layers: Sequence[str], kind: str
 ) -> tuple[nn.Module, GraphSpec]:
     """A copy of `module` that takes the adapters of `layers` behind its own inputs, and its spec.
 
-    Its parameters are called as before.
+    Its parameters are called as before. `kind` is the format that it is for.
     """
+    compute = in_places if kind == "openvino" else _directly
     twin: Any = copy.deepcopy(module)
     own, plain = len(graph.inputs), twin.forward
     now: dict[str, tuple[Tensor, Tensor]] = {}
@@ -110,7 +141,7 @@ def switchable(
 
     def add(name: str) -> Any:
         def hook(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-            return output + low_rank(layer, args[0], *now[name])
+            return output + compute(layer, args[0], *now[name], output)
 
         return hook
 
@@ -119,6 +150,35 @@ def switchable(
     twin.forward = forward
     extra = tuple(spec for name in layers for spec in _specs(module, name))
     return twin, replace(graph, inputs=(*graph.inputs, *extra))
+
+
+def _directly(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, output: Tensor) -> Tensor:
+    return low_rank(layer, x, a, b)
+
+
+def in_places(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor, output: Tensor) -> Tensor:
+    """`low_rank` where a convolution's weight must be a constant, as on OpenVINO's CPU.
+
+    One number is computed for each place of the kernel, by a matrix; a convolution of ones and
+    zeros, over each channel alone, adds them up. `output` is the layer's own.
+    """
+    if isinstance(layer, nn.Linear):
+        return low_rank(layer, x, a, b)
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    places = layer.kernel_size[0] * layer.kernel_size[1]
+    ones = torch.eye(places).reshape(places, *layer.kernel_size)
+    if isinstance(layer, nn.ConvTranspose2d):
+        inner = b.flatten(1).T @ (a @ x.flatten(2))  # (batch, out * places, height * width)
+        inner = inner.reshape(-1, places, *x.shape[2:])
+        where = (layer.stride, layer.padding, layer.output_padding, 1, layer.dilation)
+        return functional.conv_transpose2d(inner, ones[:, None], None, *where).reshape(output.shape)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = pad(x, layer._reversed_padding_repeated_twice, mode)
+    inner = a.permute(0, 2, 3, 1).reshape(-1, layer.in_channels) @ x.flatten(2)
+    inner = inner.reshape(-1, places, *x.shape[2:])  # (batch * rank, places, height, width)
+    inner = functional.conv2d(inner, ones[None], None, layer.stride, 0, layer.dilation).flatten(1)
+    inner = inner.reshape(x.shape[0], -1, inner.shape[1])  # (batch, rank, height * width)
+    return (b[:, :, 0, 0] @ inner).reshape(output.shape)
 
 
 def _specs(module: nn.Module, name: str) -> Iterator[TensorSpec]:
@@ -144,11 +204,10 @@ def arrays(
     feed: dict[str, Array] = {}
     for name in layers:
         layer = module.get_submodule(name)
-        zeros = Factors(*map(torch.zeros, shapes(layer, 1)), 0.0)
-        a, b, scale = found.get(name, zeros)
-        for spec, axis, factor in zip(
-            _specs(module, name), _rank_axes(layer), (a, b * scale), strict=True
-        ):
+        shape_a, shape_b = shapes(layer, 1)
+        mine = found.get(name) or Factors(torch.zeros(shape_a), torch.zeros(shape_b), 0.0)
+        both = mine.a, mine.b * mine.scale
+        for spec, axis, factor in zip(_specs(module, name), _rank_axes(layer), both, strict=True):
             short = rank - factor.shape[axis]
             wide = pad(factor.detach().movedim(axis, -1), (0, short)).movedim(-1, axis)
             feed[spec.name] = np.ascontiguousarray(wide.numpy())
@@ -167,43 +226,92 @@ def with_adapter(module: nn.Module, found: Mapping[str, Factors]) -> nn.Module:
 
 
 class Switched(NamedTuple):
-    """The adapters of a bundle by name, and the layers of each graph that any of them is on."""
+    """The adapters of a bundle by name, and the layers of each graph that any of them is on.
 
-    named: dict[str, Placed]
-    layers: dict[str, list[str]]
+    `first` is the one in use when nobody says which: the model's own.
+    """
 
-    def feeds(self, parts: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Array]]]:
+    named: dict[str, Placed] = {}  # noqa: RUF012  # never written to
+    layers: dict[str, list[str]] = {}  # noqa: RUF012
+    first: str = ""
+
+    def feeds(self, parts: Parts) -> dict[str, dict[str, dict[str, Array]]]:
         """What each adapter, and `BASE`, feeds each graph; nothing where there are none."""
         everyone: dict[str, Placed] = {BASE: {}, **self.named} if self.named else {}
         return {
-            name: {g: arrays(parts[g][0], n, placed.get(g, {})) for g, n in self.layers.items()}
+            name: {
+                graph: arrays(_module(parts[graph]), layers, placed.get(graph, {}))
+                for graph, layers in self.layers.items()
+            }
             for name, placed in everyone.items()
         }
 
+    def note(self) -> tuple[str, ...]:
+        """What a user must be told, if anything."""
+        if not self.named:
+            return ()
+        mark = {self.first: f"{self.first} (in use unless told)"}
+        names = (mark.get(name, name) for name in self.named)
+        return (f"adapters that are switched at run time: {', '.join(names)}",)
 
-def gather(
-    parts: Mapping[str, Any], adapters: Mapping[str, Path | str], formats: Sequence[str]
-) -> Switched:
-    """Read the adapters of an export, `{name: folder}`, and find their layers.
+
+def _module(part: Part) -> nn.Module:
+    assert isinstance(part.module, nn.Module)  # `place` looked
+    return part.module
+
+
+def named(
+    parts: Parts, adapters: Mapping[str, Path | str], own: Placed, name: str
+) -> tuple[dict[str, Placed], str]:
+    """The adapters of an export by name, and what the model's `own` are called.
+
+    `adapters` are folders; `own` goes by the `name` of the model where that can be one.
 
     Raises:
-        UsageError: a name that cannot be one.
-        UnsupportedError: a format that cannot take them.
+        UsageError: a name that cannot be one, or that two have.
         MismatchError: an adapter of another model.
     """
-    named: dict[str, Placed] = {}
-    for name, folder in adapters.items():
-        if name == BASE or not NAME.fullmatch(name):
+    found: dict[str, Placed] = {}
+    first = ""
+    if own:
+        first = name if _can_be(name) else "adapter"
+        found[first] = own
+    for given, folder in adapters.items():
+        if not _can_be(given):
             raise UsageError(
-                f"--adapter {name}: cannot be an adapter's name",
-                f"take letters, digits, '.', '_' and '-'; {BASE!r} is the model without one",
+                f"--adapter {given}: cannot be an adapter's name",
+                f"take letters, digits, '.', '_' and '-'; {BASE!r} and {NONE!r} are the model "
+                "without one",
             )
-        named[name] = place(parts, read(folder), folder)
+        if given in found:
+            raise UsageError(
+                f"--adapter {given}: the model's own adapter has that name", "give it another"
+            )
+        found[given] = place(parts, read(folder), folder)
+    return found, first
+
+
+def _can_be(name: str) -> bool:
+    return name not in (BASE, NONE) and bool(NAME.fullmatch(name))
+
+
+def gather(
+    parts: Parts,
+    found: dict[str, Placed],
+    first: str,
+    formats: Sequence[str],
+    folded: Mapping[str, Folded],
+) -> Switched:
+    """What is to be switched: the adapters by name, and where each of them may be.
+
+    Raises:
+        UnsupportedError: a format, or a layer whose input is rounded, that cannot take them.
+    """
     layers: dict[str, list[str]] = {}
-    for graph, (module, _) in parts.items():
-        used = {layer for placed in named.values() for layer in placed.get(graph, {})}
+    for graph, part in parts.items():
+        used = {layer for placed in found.values() for layer in placed.get(graph, {})}
         if used:
-            layers[graph] = [layer for layer in adaptable(module) if layer in used]
-    if named:
-        check(parts, layers, formats)
-    return Switched(named, layers)
+            layers[graph] = [layer for layer in adaptable(_module(part)) if layer in used]
+    if found:
+        check(layers, formats, folded)
+    return Switched(found, layers, first)

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from edgegen import rooms
-from edgegen.bundle import Bundle, OneShot, Text, check_files, open_bundle
+from edgegen.bundle import NONE, Bundle, OneShot, Text, check_files, open_bundle
 from edgegen.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
 from edgegen.runtimes import _adapters, _pictures
 from edgegen.runtimes.loops import _sampling, autoregressive
@@ -54,7 +54,8 @@ def deploy(
     _check_files(bundle, engine.READS)
     options = msgspec.structs.replace(options or Options(), precision=bundle.manifest.precision)
     deployment = Deployment(bundle, name, engine, device, options)
-    deployment.use(options.adapter or None)
+    first = options.adapter or bundle.manifest.adapter
+    deployment.use(None if first in ("", NONE) else first)
     deployment.session(_main_graph(bundle))
     return deployment
 
@@ -140,8 +141,9 @@ class Deployment:
         self.device = device
         self.options = options
         self.sessions: dict[str, Session] = {}
+        self.adapter = ""  # the one in use
         self._module = module
-        self._adapter: dict[str, dict[str, Array]] = {}
+        self._fed: dict[str, dict[str, Array]] = {}
 
     def session(self, graph: str) -> Session:
         """The session of one graph."""
@@ -152,8 +154,8 @@ class Deployment:
                 opened = self._module.open_graph(file, spec, self.device, self.options)
             except ModuleNotFoundError as error:
                 raise rooms.missing(error, self.engine) from error
-            if graph in self._adapter:
-                _adapters.feed(opened, self.engine, self._adapter[graph])
+            if graph in self._fed:
+                _adapters.feed(opened, self.engine, self._fed[graph])
             self.sessions[graph] = opened
         return self.sessions[graph]
 
@@ -165,10 +167,11 @@ class Deployment:
         Raises:
             NotFoundError: the bundle has no adapter of that name.
         """
-        self._adapter = _adapters.read(self.bundle, adapter)
+        self._fed = _adapters.read(self.bundle, adapter)
+        self.adapter = adapter or ""
         for graph, session in self.sessions.items():
-            if graph in self._adapter:
-                _adapters.feed(session, self.engine, self._adapter[graph])
+            if graph in self._fed:
+                _adapters.feed(session, self.engine, self._fed[graph])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -315,7 +315,7 @@ class NativeSession:
         """The decoder with its cache kept here."""
         return _Cached(self)
 
-    def decoder(self, sampling: Sampling, seed: int) -> NativeDecoder:
+    def decoder(self, sampling: Sampling, seed: int = 0) -> NativeDecoder:
         """A decoder that draws the next token inside the engine, the same one as any other."""
         return NativeDecoder(self, seed)
 

@@ -117,10 +117,11 @@ def test_the_rounds_that_would_decide_make_the_interval_reach_less_by_the_root()
 @pytest.mark.slow
 def test_that_many_rounds_do_decide_four_times_out_of_five():
     rng = np.random.default_rng(0)
-    reach = bootstrap.location(rng.normal(0, 0.05, 40))[1]
-    rounds = round(bootstrap.rounds_to_decide(0.02, reach, 40))
-    found = [bootstrap.location(rng.normal(0.02, 0.05, rounds), 1000) for _ in range(300)]
-    assert 0.7 < np.mean([middle > reach for middle, reach in found]) < 0.9
+    # Of one comparison the reach is a guess, so power is promised of its usual size.
+    reaches = [bootstrap.location(rng.normal(0, 0.05, 40), 1000)[1] for _ in range(100)]
+    rounds = round(bootstrap.rounds_to_decide(0.02, np.median(reaches), 40))
+    found = [bootstrap.location(rng.normal(0.02, 0.05, rounds), 1000) for _ in range(400)]
+    assert 0.75 < np.mean([middle > reach for middle, reach in found]) < 0.9
 
 
 def test_turns_are_compared_only_within_one_block_of_enough_rounds(make_profile):

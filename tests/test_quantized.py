@@ -70,6 +70,15 @@ def test_quantizers_that_were_not_set_change_nothing():
     assert quantized.is_quantized(net)
 
 
+def test_scales_are_not_counted_as_parameters():
+    net = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+    plain = quantized.count(net)
+    assert plain == 8 * 4 + 4 + 4 * 2 + 2
+    assert quantized.count(net, net[0]) == plain
+    quantized.attach(net, {"0": Scheme(4, 4), "1": Scheme(8, 0, input_bits=8)})
+    assert quantized.count(net) == plain
+
+
 def test_a_weight_on_the_grid_stays_where_it_is():
     net = ready()
     for layer in quantized.quantizable(net).values():

@@ -14,6 +14,7 @@ import sys
 
 import typer
 
+from edgegen.cli import _terminal
 from edgegen.errors import EdgeGenError
 
 COMMANDS = (
@@ -61,6 +62,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run the command line; every error on purpose is two lines and an exit code."""
+    _terminal.any_encoding()
     try:
         app()
     except EdgeGenError as error:

@@ -11,6 +11,28 @@ if TYPE_CHECKING:
     from edgegen.spec import Report
 
 
+# What a terminal of another encoding gets instead; anything else becomes a question mark.
+ASCII = {"±": "~", "≤": "<", "≥": ">", "×": "x", "◆": "+", "–": "-", "…": "~"}  # as wide
+
+
+def any_encoding() -> None:
+    """Let every text be printed, by whatever encoding stdout and stderr have."""
+    import codecs
+    import io
+
+    codecs.register_error("edgegen", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="edgegen")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(ASCII.get(mark, "?") for mark in text), error.end
+
+
 def print_json(record: Any) -> None:
     """A record as JSON on stdout."""
     from edgegen.records import encode

@@ -22,6 +22,9 @@ def compare(
         "", help="As 'p50<=20ms, rss<=200MB': which one to take, and why; exit 4 when none fits."
     ),
     html: Path = typer.Option(None, help="Write a report, one HTML file with plots."),
+    sheet: list[Path] = typer.Option(
+        [], help="Samples side by side for the report, made by eval --sheet: .png or .md."
+    ),
     junit: Path = typer.Option(None, help="Write gates and budget as JUnit XML."),
     markdown: bool = typer.Option(False, "--markdown", help="Print Markdown tables."),
     markdown_file: Path = typer.Option(None, help="Write the Markdown tables there."),
@@ -37,6 +40,8 @@ def compare(
         raise UsageError("--markdown and --json both print to stdout", "choose one of them")
     if junit and not (gate or best):
         raise UsageError("--junit has nothing to report", "give a gate: --gate 'p50<=+5%'")
+    if sheet and not html:
+        raise UsageError("--sheet goes into the report", "say where to: --html FILE")
     profiles = [profiles_on_disk.read(path) for path in _expand(files)]
     comparison = compare_profiles(profiles, gate, best)
     if json:
@@ -45,7 +50,7 @@ def compare(
         typer.echo(tables.markdown(comparison), nl=False)
     else:
         _print(comparison, profiles)
-    _write(comparison, profiles, html, junit, markdown_file)
+    _write(comparison, profiles, html, sheet, junit, markdown_file)
     require(comparison)
 
 
@@ -74,6 +79,7 @@ def _write(
     comparison: Comparison,
     profiles: list[Profile],
     html: Path | None,
+    sheets: list[Path],
     junit: Path | None,
     markdown: Path | None,
 ) -> None:
@@ -84,7 +90,7 @@ def _write(
     if html:
         from edgegen.report import write_html
 
-        write_html(comparison, profiles, html, commands=[_command()])
+        write_html(comparison, profiles, html, sheets=sheets, commands=[_command()])
     if junit:
         junit_xml.write(comparison, junit)
     if markdown:

@@ -27,6 +27,10 @@ def show(
     doctor: bool = typer.Option(
         False, "--doctor", help="Look for what is wrong with this installation, and how to mend it."
     ),
+    measure: bool = typer.Option(
+        False, "--measure", help="Measure peak arithmetic and memory bandwidth, for --roofline."
+    ),
+    threads: int = typer.Option(0, help="For --measure; 0 is one a core."),
     fleet: str = typer.Option("", help="tls://HOST:8786: the devices that have joined that hub."),
     keys: Path = typer.Option(
         None, help="Folder of keys for the fleet. [default: ~/.config/edgegen/fleet/client]"
@@ -42,6 +46,8 @@ def show(
         return
     if fleet:
         _show_fleet(fleet, keys, json)
+    elif measure:
+        _measure(threads, json)
     elif doctor:
         from edgegen.doctor import diagnose
 
@@ -112,6 +118,22 @@ def keys(
         typer.echo(str(made))
     first = folder / names[0]
     _terminal.note(f"copy each board its own: scp -r {first} {names[0]}:.config/edgegen/fleet/")
+
+
+def _measure(threads: int, json: bool) -> None:
+    from edgegen import peaks, rooftables
+
+    if not 0 <= threads <= 1024:
+        raise UsageError(f"--threads is {threads}", "give a number from 0 to 1024")
+    with _terminal.progress(json) as report:
+        found = peaks.find(threads=threads, fresh=True, report=report)
+    if json:
+        _terminal.print_json(found)
+        return
+    title = f"{found.device_name}, {rooftables.threads(found)}"
+    _terminal.print_table(*rooftables.peaks(found), title)
+    for note in found.notes:
+        _terminal.note(note)
 
 
 def _show_fleet(fleet: str, keys: Path | None, json: bool) -> None:

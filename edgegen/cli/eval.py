@@ -22,6 +22,7 @@ def eval(
     against: Path = typer.Option(None, help="The bundle it was made from, before compression."),
     runtime: str = typer.Option(None, help="onnxruntime, openvino or torch."),
     device: str = typer.Option("cpu", "-d", "--device", help="cpu, gpu, gpu:1, npu or auto."),
+    adapter: str = typer.Option("", help="One of the bundle's adapters, by name; or none."),
     num: int = typer.Option(
         None, "--num", "--num-samples", help="Held-out images, or windows of text. [500, 64]"
     ),
@@ -43,6 +44,10 @@ def eval(
     """
     from edgegen import evaluate
 
+    if adapter and (write_samples or samples or sheet):
+        raise UsageError(
+            "--adapter: samples are the bundle's as it begins", "give it with --data alone"
+        )
     place: dict[str, Any] = {"runtime": runtime, "device": device, "seed": seed}
     if write_samples:
         made = evaluate.write_samples(bundle, write_samples, **place, num=num)
@@ -56,6 +61,7 @@ def eval(
             bundle,
             data,
             **place,
+            adapter=adapter,
             against=against,
             num=num,
             metrics=names,

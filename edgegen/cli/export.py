@@ -35,6 +35,9 @@ def export(
     adapter: list[str] = typer.Option(
         [], "--adapter", help="NAME=FOLDER of an adapter to switch to at run time. Repeatable."
     ),
+    merge: bool = typer.Option(
+        False, "--merge", help="Add a checkpoint's adapters, or --adapter's, to the weights."
+    ),
     static: str = typer.Option("", help="Fix free dimensions: 'batch=1,seq=256'."),
     data: str = typer.Option("", help="Calibration images for int8: digits, idx:DIR, images:DIR."),
     group_size: int = typer.Option(0, help="Group of int4 weights; 0 chooses from the channels."),
@@ -54,6 +57,7 @@ def export(
             pixels=_pixels(pixels),
             static=_sizes(static),
             adapters=_folders(adapter),
+            merge=merge,
             data=data or None,
             group_size=group_size,
             report=report,

@@ -37,9 +37,15 @@ def profile(
     ),
     seed: int = typer.Option(0, help="Of the prompts or latents; a new one each repeat."),
     provider: list[str] = typer.Option([], help="KEY=VALUE for the engine."),
+    adapter: str = typer.Option(
+        "", help="Adapters of the bundle, by commas; none is the model without. [default: its own]"
+    ),
     allow_fallback: bool = typer.Option(False, help="Let operators run on another device."),
     verify: bool = typer.Option(
         False, "--verify", help="Run the golden data too; keep the drift. A fleet always does."
+    ),
+    roofline: bool = typer.Option(
+        False, "--roofline", help="Say why it is slow, and what int8, int4 or half would buy."
     ),
     timeout: float = typer.Option(1800.0, help="Seconds a process may take."),
     fleet: str = typer.Option("", help="tls://HOST:8786: on devices that have joined that hub."),
@@ -79,11 +85,14 @@ def profile(
             warmup=warmup,
             repeats=repeats,
             provider=opening.provider,
+            adapter=name,
             allow_fallback=allow_fallback,
             verify=verify,
+            roofline=roofline,
         )
         for path in bundles
         for engine in runtime.split(",")
+        for name in adapter.split(",")
     ]
     places = _boards(fleet, keys, device) if fleet else [("", one) for one in device]
     groups = tasks.groups(tasks.to_files(tasks.on_each(jobs, places), output), interleave)
@@ -223,17 +232,33 @@ def _print(profiles: list[Profile], json: bool) -> None:
     if json:
         _terminal.print_json(profiles[0] if len(profiles) == 1 else profiles)
         return
-    from edgegen import tables
+    from edgegen import sketch, tables
     from edgegen.compare import compare
 
     alone = [compare([one]) for one in profiles]
     for family in dict.fromkeys(one.family for one in profiles):
         rows = [found.rows[0] for found in alone if found.rows[0].family == family]
         _terminal.print_table(*tables.table(rows))
-    if len(profiles) == 1:
+        mine = [one for one in profiles if one.family == family]
+        names = [row.name for row in rows]
+        typer.echo(sketch.distributions(mine, names, **_terminal.canvas()) + "\n")
+    if len(profiles) == 1 and not profiles[0].roofline:
         _operators(profiles[0])
+    for one in profiles:
+        _roofline(one)
     for note in dict.fromkeys(note for found in alone for note in tables.footnotes(found)):
         _terminal.note(note)
+
+
+def _roofline(one: Profile) -> None:
+    """A table, a sentence, and what these rest on."""
+    if one.roofline:
+        from edgegen import rooftables
+
+        _terminal.print_table(*rooftables.roofs(one.roofline), f"roofline of {one.name()}")
+        typer.echo(one.roofline.sentence)
+        for line in rooftables.footnotes(one.roofline):
+            _terminal.note(line)
 
 
 def _operators(one: Profile) -> None:

@@ -55,7 +55,7 @@ def run(
     threads: int = typer.Option(0, help="0 leaves the choice to the engine."),
     allow_fallback: bool = typer.Option(False, help="Let operators run on another device."),
     provider: list[str] = typer.Option([], help="KEY=VALUE, passed to the engine. Repeatable."),
-    adapter: str = typer.Option("", help="One of the bundle's adapters, by name."),
+    adapter: str = typer.Option("", help="One of the bundle's adapters, by name; or none."),
     json: bool = typer.Option(False, "--json", help="Print a record instead."),
 ) -> None:
     """Generate: text after a prompt, a grid of images, or the outputs of any graph."""
@@ -142,10 +142,12 @@ def _text(deployment: Deployment, options: dict[str, Any]) -> None:
     elif not live:
         sys.stdout.write("".join(f"{text}\n" for text in texts))
     rate = f", {speed['tokens_per_s']:.1f} tokens/s" if speed["tokens_per_s"] else ""
-    note(
-        f"{tokens} tokens{rate}, TTFT {speed['ttft_ms']:.1f} ms "
-        f"({deployment.engine}, {deployment.device})"
-    )
+    note(f"{tokens} tokens{rate}, TTFT {speed['ttft_ms']:.1f} ms ({_where(deployment)})")
+
+
+def _where(deployment: Deployment) -> str:
+    adapter = f", adapter {deployment.adapter}" if deployment.adapter else ""
+    return f"{deployment.engine}, {deployment.device}{adapter}"
 
 
 def _prompts(options: dict[str, Any]) -> tuple[list[str], int]:
@@ -201,7 +203,7 @@ def _images(deployment: Deployment, options: dict[str, Any]) -> None:
         print_json({"output": str(output), "images": len(made)})
     else:
         sys.stdout.write(f"{output}\n")
-    note(f"{len(made)} images ({deployment.engine}, {deployment.device})")
+    note(f"{len(made)} images ({_where(deployment)})")
 
 
 def _make(
@@ -246,7 +248,7 @@ def _tensors(deployment: Deployment, options: dict[str, Any]) -> None:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
         print_table(columns, rows)
-    note(f"1 run ({deployment.engine}, {deployment.device})")
+    note(f"1 run ({_where(deployment)})")
 
 
 def _range(array: Any) -> tuple[str, ...]:

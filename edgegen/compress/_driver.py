@@ -35,6 +35,7 @@ from edgegen.compress._material import read_material
 from edgegen.compress._open import check_finite, open_work, sha256_of, traces
 from edgegen.compress._work import Setting, Target, Work
 from edgegen.errors import EdgeGenError, GateError, UsageError
+from edgegen.quantized import count
 from edgegen.recipe import LEARNS, Recipe, Step, check, check_order, options_of, shipped
 from edgegen.recipe import read as read_recipe
 from edgegen.spec import Report, silent
@@ -270,8 +271,7 @@ def _apply(run: _Run, before: Work, number: int, path: Path) -> None:
 
 def _count(work: Work) -> int:
     """The parameters of what is exported."""
-    parts = checkpoint.graphs(work.spec, work.net).values()
-    return sum({id(p): p.numel() for part, _ in parts for p in part.parameters()}.values())
+    return count(*(part for part, _ in checkpoint.graphs(work.spec, work.net).values()))
 
 
 def _save(path: Path, work: Work, entry: Entry) -> Work:

@@ -117,10 +117,11 @@ def _metrics(bundle: Bundle) -> tuple[str, ...]:
 
 def _same_inputs(bundle: Bundle, original: Bundle, target: Target) -> Figures:
     """How far the outputs are from the original's in torch, over its golden inputs."""
-    loop = original.manifest.loop
+    loop, first = original.manifest.loop, original.manifest.adapter
     if not isinstance(loop, OneShot):
         return {}
-    cases = [case for case in read_golden(original) if case.graph == loop.graph]
+    golden = [case for case in read_golden(original) if case.graph == loop.graph]
+    cases = [case for case in golden if case.adapter == (first or None)] or golden
     with deploy(bundle.path, target.runtime, target.device) as deployment:
         session = deployment.session(loop.graph)
         found = [session.run(case.inputs) for case in cases]

@@ -42,6 +42,7 @@ from edgegen.spec import Scheme
 
 MIXED = "mixed"
 NEEDS_DATA = ("gptq", "awq")
+SYMMETRIC = ("native",)  # engines whose kernels have no zero points
 FREE = 'use calibration = "self", or method = "hqq", which needs none'
 
 
@@ -50,8 +51,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
 
     `group_size` columns share a scale: None is 64 below 8 bits, else a row; 0 a row, -1 all.
     `embedding_bits` are those of embeddings and of the output layer, 0 for float. `symmetric` None
-    gives fewer than 8 bits a zero point; `zero` "auto" lets it be no whole number where the weights
-    lie on such a grid already. `keep` stays float; `layers` gives patterns their own precision.
+    gives fewer than 8 bits a zero point where the engine has any; `zero` "auto" lets it be no whole
+    number if the weights lie on such a grid. `keep` stays float; `layers` have their own precision.
     """
 
     bits: Annotated[int, Meta(ge=2, le=8)] | Literal["mixed"] = 8
@@ -92,6 +93,8 @@ def apply(work: Work, options: Options, setting: Setting) -> Work:
     net = copy.deepcopy(work.net)
     layers = layers_of(work._replace(net=net))
     _check_layers(layers, options)
+    if options.symmetric is None and setting.target.runtime in SYMMETRIC:
+        options = msgspec.structs.replace(options, symmetric=True)
     schemes, notes = schemes_of(layers, options)
     if options.bits == MIXED:
         schemes, notes["mixed"] = mixed(work, schemes, options, setting)

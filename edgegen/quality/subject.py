@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgegen.bundle import Bundle, OneShot, Text
+from edgegen.bundle import NONE, Bundle, OneShot, Text
 from edgegen.errors import UnsupportedError
 from edgegen.quality.bound import Decode, Encode
 from edgegen.quality.images import scale
@@ -37,14 +37,17 @@ class Subject(NamedTuple):
 
 
 def of_deployment(deployment: Deployment) -> Subject:
-    """A bundle on an engine and device."""
-    return _subject(
+    """A bundle on an engine and device; with another adapter than it begins with, another name."""
+    subject = _subject(
         deployment.bundle,
         deployment.engine,
         deployment.device,
         deployment.session,
         lambda: deployment.tokenizer,
     )
+    if deployment.adapter == deployment.bundle.manifest.adapter:
+        return subject
+    return subject._replace(name=f"{subject.name}+{deployment.adapter or NONE}")
 
 
 def of_bundle(bundle: Bundle, engine: str, device: str) -> Subject:

@@ -1,6 +1,7 @@
 """`edgegen compare`."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -81,10 +82,29 @@ def test_gates_that_are_met_pass(compare, files, capsys):
 
 
 def test_a_report_is_written(compare, files, tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="needs the report extra")
-    compare(*files, "--html", tmp_path / "report.html")
-    assert "<h2>VAE" in (tmp_path / "report.html").read_text()
+    pytest.importorskip("vl_convert", reason="needs the report extra")
+    (tmp_path / "sheet.md").write_text("### 1\n\n> once upon a time\n")
+    compare(*files, "--html", tmp_path / "report.html", "--sheet", tmp_path / "sheet.md")
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>VAE" in page
+    assert "once upon a time" in page
     assert f"wrote {tmp_path / 'report.html'}" in capsys.readouterr().err
+
+
+def test_a_sheet_without_a_report_is_refused(compare, files, tmp_path):
+    with pytest.raises(UsageError, match="--sheet goes into the report") as error:
+        compare(*files, "--sheet", tmp_path / "sheet.png")
+    assert error.value.hint == "say where to: --html FILE"
+
+
+@pytest.mark.parametrize(("encoding", "plain"), [("utf-8", False), ("ascii", True)])
+def test_the_samples_are_drawn_in_ascii_where_nothing_else_can_be_written(files, encoding, plain):
+    command = [sys.executable, "-m", "edgegen", "compare", *files]
+    drawn = subprocess.run(
+        command, capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": encoding}
+    ).stdout.decode(encoding)
+    assert "n=20" in drawn
+    assert drawn.isascii() == plain
 
 
 def test_two_things_for_stdout_are_refused(compare, files):

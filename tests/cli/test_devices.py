@@ -4,11 +4,13 @@ import json
 
 import pytest
 
+from edgegen import peaks
 from edgegen.cli import app
 from edgegen.cli import devices as command
 from edgegen.devices import Device
 from edgegen.doctor import Finding
 from edgegen.errors import NotFoundError, UsageError
+from edgegen.roofs import Bandwidth, Peak, Peaks
 from edgegen.survey import Engine, Survey
 
 
@@ -114,3 +116,24 @@ def test_keys_that_are_missing_are_said_before_anything_is_tried(tmp_path):
     for args in (["join", "tls://pi5", "--name", "pi5"], ["--fleet", "tls://pi5"]):
         with pytest.raises(NotFoundError, match=r"has no ca\.pem, cert\.pem, key\.pem"):
             devices(*args, "--keys", tmp_path)
+
+
+def test_peaks_are_measured_anew_and_shown(capsys, monkeypatch):
+    found = Peaks(
+        "cpu", "a processor", 2, "2026-11-21T00:00:00+00:00", (Peak("fp32", 31.4, "numpy 2"),),
+        (Bandwidth("DRAM", 9.5, 4096, 0, "numpy 2"),), ("bf16 is not measured",),
+    )  # fmt: skip
+    asked = []
+    monkeypatch.setattr(peaks, "find", lambda **options: asked.append(options) or found)
+    devices("--measure", "--threads", 2)
+    out, err = capsys.readouterr()
+    assert "a processor, 2 threads" in out and "31.4 GFLOP/s" in out and "9.50 GB/s" in out
+    assert err == "bf16 is not measured\n"
+    assert (asked[0]["threads"], asked[0]["fresh"]) == (2, True)
+    devices("--measure", "--json")
+    assert json.loads(capsys.readouterr().out)["peaks"][0]["gflops"] == 31.4
+
+
+def test_a_senseless_number_of_threads_is_refused():
+    with pytest.raises(UsageError, match="--threads is -1"):
+        devices("--measure", "--threads", -1)

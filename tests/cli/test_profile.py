@@ -8,9 +8,12 @@ import sys
 
 import pytest
 
+from edgegen import peaks, records
 from edgegen import profile as profiles_on_disk
 from edgegen.cli import app
-from edgegen.errors import EdgeGenError, NotFoundError, UsageError
+from edgegen.devices import cpu
+from edgegen.errors import EdgeGenError, NotFoundError, UnsupportedError, UsageError
+from edgegen.roofs import Bandwidth, Peak, Peaks
 
 COMMAND = [sys.executable, "-m", "edgegen", "profile"]
 
@@ -37,6 +40,8 @@ def test_a_profile_is_printed_and_written(profile, engine, onnx_bundle, tmp_path
     out, err = capsys.readouterr()
     for expected in ("run ms", "images/s", "peak RSS MB", "MatMul", "share of time"):
         assert expected in out
+    assert "run time\ntoy-onnx" in out
+    assert "n=11" in out
     for expected in (f"wrote {file}", "few samples: 11", "toy-onnx onnxruntime cpu (12)"):
         assert expected in err
     found = profiles_on_disk.read(file)
@@ -158,3 +163,31 @@ def test_ctrl_c_leaves_the_old_profile_whole_and_no_process_behind(engine, onnx_
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.json", "toy-onnx"]
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+PEAKS = Peaks(
+    "cpu", "a processor", 1, "2026-11-21T00:00:00+00:00",
+    (Peak("fp32", 100.0, "numpy 2"),), (Bandwidth("DRAM", 10.0, 4096, 0, "numpy 2"),),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_roofline_says_why_it_is_slow(
+    profile, engine, onnx_bundle, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    key = peaks._key(cpu.probe()[0], 1, peaks.SIZE)
+    records.write(PEAKS, tmp_path / "edgegen" / "peaks" / f"{key}.json")
+    file = tmp_path / "p.json"
+    profile(onnx_bundle, "--roofline", "--repeats", 2, "--threads", 1, "-o", file)
+    out, err = capsys.readouterr()
+    assert "roofline of toy-onnx onnxruntime cpu" in out
+    assert "run: bound by overhead" in out and "MatMul" in out
+    assert "predicted share of the time of run: int8 " in err
+    assert "DRAM 10.0 GB/s (edgegen devices --measure)" in err
+    assert profiles_on_disk.read(file).roofline.peaks == PEAKS
+
+
+def test_a_roofline_of_a_gpu_is_refused_before_anything_runs(profile, onnx_bundle):
+    with pytest.raises(UnsupportedError, match="measured of the CPU only"):
+        profile(onnx_bundle, "--roofline", "-d", "gpu")

@@ -174,3 +174,19 @@ def test_the_favourite_multiple_is_measured_on_the_target(monkeypatch, tmp_path)
     assert set(rounding["ns_a_channel"]) == {"3", "4"}
     assert all(math.isfinite(ns) and ns > 0 for ns in rounding["ns_a_channel"].values())
     assert "onnxruntime" in rounding["target"]
+
+
+@pytest.mark.slow
+def test_the_favourite_multiple_of_a_decoder_is_measured_on_a_token(
+    monkeypatch, tmp_path, tiny_checkpoint
+):
+    monkeypatch.setattr(latency, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(latency, "MULTIPLES", (1, 2))
+    monkeypatch.setattr(latency, "REPEATS", 2)
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    found = checkpoint.load(tiny_checkpoint("gpt"))
+    one = Work(found.spec, found.net, found.tokenizer)
+    options = Options(ratio=0.4, parts=("mlp",))
+    rounding = prune.apply(one, options, Setting(one, None, tmp_path / "a")).notes["rounding"]
+    assert rounding["layer"] == "layers.0.mlp.gate_proj"
+    assert set(rounding["ns_a_channel"]) == {"29", "30"}

@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 
 from edgegen import checkpoint  # noqa: E402
 from edgegen.batches import Material  # noqa: E402
-from edgegen.compress import Setting, Work  # noqa: E402
+from edgegen.compress import Setting, Target, Work  # noqa: E402
 from edgegen.compress._probe import probe  # noqa: E402
 from edgegen.compress._rounding import sqnr_db  # noqa: E402
 from edgegen.compress.quantize import Options, apply  # noqa: E402
@@ -185,6 +185,16 @@ def test_text_is_calibrated_on_what_the_model_says_itself(opened):
     options = Options(bits=4, method="gptq", calibration="self", **SMALL)
     found = apply(work, options, setting_of(work))
     assert found.notes["calibration"] == "4 x 16 tokens sampled from the model itself"
+
+
+def test_the_native_engine_gets_weights_without_zero_points(opened):
+    work = opened("gpt")
+    for runtime, symmetric in (("onnxruntime", False), ("native", True)):
+        setting = setting_of(work)._replace(target=Target(runtime))
+        spec = apply(work, Options(bits=4, group_size=16), setting).spec
+        assert {scheme.symmetric for scheme in spec.layers.values() if scheme.bits == 4} == {
+            symmetric
+        }
 
 
 def test_dynamic_inputs_are_left_to_the_engine_and_said(opened):

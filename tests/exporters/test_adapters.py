@@ -3,6 +3,7 @@
 import copy
 import shutil
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from edgegen import adapters, bundle, checkpoint
 from edgegen.adapter_files import Factors, save_peft
+from edgegen.compress import Setting, Work, quantize
 from edgegen.errors import (
     FormatError,
     MismatchError,
@@ -23,6 +25,7 @@ from edgegen.proof import prove
 from edgegen.runtimes import _adapters as files
 from edgegen.runtimes import deploy
 from edgegen.spec import Options
+from edgegen.verify import sqnr_db
 
 
 def adapt(source, folder, pattern, rank, seed=0, scale=0.5):
@@ -172,20 +175,152 @@ def test_a_rounded_base_takes_adapters_in_fp32(tiny_checkpoint, text, tmp_path, 
             assert np.abs(run(deployment) - base).max() > 0.1
 
 
+def adapted_checkpoint(source, folder, pattern, rank=3):
+    """A checkpoint whose adapters were not merged: its path, its net, and the net merged."""
+    found = checkpoint.load(source)
+    net = copy.deepcopy(found.net)
+    layers = {n: each for n, each in adapters.adaptable(net).items() if pattern in n}
+    ranks = {n: min(rank, adapters.largest_rank(each)) for n, each in layers.items()}
+    torch.manual_seed(3)
+    adapters.attach(net, ranks, scale=2.0)
+    for adapter in adapters.adapted(net).values():
+        nn.init.normal_(adapter.B)
+    spec = msgspec.structs.replace(found.spec, adapters=ranks)
+    checkpoint.save(folder, spec, net, (), found.tokenizer)
+    whole = copy.deepcopy(net)
+    adapters.merge(whole)
+    return str(folder), found.net.eval(), whole.eval()
+
+
 @pytest.mark.slow
-def test_convolutions_are_switched_in_onnx(tiny_checkpoint, tmp_path):
-    source = tiny_checkpoint("gan")
-    net = adapt(source, tmp_path / "a", "average", 3)
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("family", "graph", "given"), [("gan", "generator", "latent"), ("vae", "encoder", "image")]
+)
+def test_a_checkpoint_with_adapters_of_any_layer_is_merged_when_on_and_the_base_when_off(
+    tiny_checkpoint, tmp_path, family, graph, given, engine
+):
+    pattern = {"gan": "average", "vae": "encoder"}[family]
+    path, base, whole = adapted_checkpoint(tiny_checkpoint(family), tmp_path / "styled", pattern)
+    kind = {"onnxruntime": "onnx"}.get(engine, engine)
+    (made,) = export(path, tmp_path / "b", formats=(kind,))
+    assert list(made.manifest.adapters) == ["base", "styled"]
+    assert made.manifest.adapter == "styled"
+    plain = checkpoint.load(tiny_checkpoint(family))
+    parts = checkpoint.graphs(plain.spec, plain.net)
+    assert made.manifest.parameters == sum(
+        p.numel() for module, _ in parts.values() for p in module.parameters()
+    )
+    assert any("styled (in use unless told)" in line for line in made.manifest.artifacts[0].notes)
+    spec = made.graph(graph).inputs[0]
+    x = torch.rand(3, *spec.shape[1:], generator=torch.Generator().manual_seed(0))
+    with deploy(tmp_path / "b", engine) as deployment, torch.no_grad():
+        assert deployment.adapter == "styled"
+        session = deployment.session(graph)
+        for name, net in (("styled", whole), (None, base), ("styled", whole)):
+            deployment.use(name)
+            found = session.run({given: x.numpy()})
+            module, described = checkpoint.graphs(plain.spec, net)[graph]
+            wanted = module(x)
+            wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+            for output, want in zip(described.outputs, wanted, strict=True):
+                assert sqnr_db(want.numpy(), found[output.name]) > 80
+    with deploy(tmp_path / "b", engine, options=Options(adapter="none")) as off:
+        assert off.adapter == ""
+
+
+@pytest.mark.slow
+def test_adapters_of_a_text_checkpoint_are_switched_or_merged(tiny_checkpoint, tmp_path):
+    source = tiny_checkpoint("gpt")
+    path, base, whole = adapted_checkpoint(source, tmp_path / "french", "mlp")
+    export(path, tmp_path / "b", formats=("onnx",))
+    export(path, tmp_path / "m", formats=("onnx",), merge=True)
+    merged = bundle.open_bundle(tmp_path / "m").manifest
+    assert (merged.adapters, merged.adapter) == ({}, "")
+    assert len(merged.graphs[0].inputs) == 3 + 2 * merged.loop.layers
+    on, off = answer(whole), answer(base)
+    assert np.abs(on - off).max() > 0.1
+    with deploy(tmp_path / "m") as m, deploy(tmp_path / "b") as b:
+        assert sqnr_db(on, run(m)) > 80
+        assert sqnr_db(on, run(b)) > 80
+        assert m.generate("hello", max_new_tokens=9) == b.generate("hello", max_new_tokens=9)
+        b.use(None)
+        assert sqnr_db(off, run(b)) > 80
+
+
+@pytest.mark.slow
+def test_an_adapter_of_a_folder_is_merged_too(tiny_checkpoint, tmp_path):
+    source = tiny_checkpoint("vae")
+    net = adapt(source, tmp_path / "a", "decoder", 3)
     given = {"a": tmp_path / "a"}
-    export(str(source), tmp_path / "b", formats=("onnx",), adapters=given)
+    export(str(source), tmp_path / "b", formats=("onnx",), adapters=given, merge=True)
     latent = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
-    with deploy(tmp_path / "b", "onnxruntime", options=Options(adapter="a")) as deployment:
-        found = deployment.session("generator").run({"latent": latent.numpy()})["image"]
-    np.testing.assert_allclose(found, net.average(latent).detach().numpy(), rtol=1e-3, atol=1e-4)
-    with pytest.raises(UnsupportedError, match="openvino: a convolution's weights") as error:
-        export(str(source), tmp_path / "c", formats=("onnx", "openvino"), adapters=given)
-    assert "--to onnx" in error.value.hint
-    assert not (tmp_path / "c").exists()
+    with deploy(tmp_path / "b", "onnxruntime") as deployment:
+        found = deployment.session("decoder").run({"latent": latent.numpy()})["image"]
+    assert sqnr_db(net.decoder(latent).detach().numpy(), found) > 80
+    with pytest.raises(UsageError, match="--merge: 2 adapters: a, b"):
+        export(str(source), tmp_path / "c", adapters=given | {"b": tmp_path / "a"}, merge=True)
+    with pytest.raises(UsageError, match="vae: no adapters to merge") as error:
+        export(str(source), tmp_path / "c", merge=True)
+    assert "--adapter NAME=FOLDER" in error.value.hint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 4])
+def test_adapters_beside_quantized_weights_are_switched(tiny_checkpoint, tmp_path, bits):
+    found = checkpoint.load(tiny_checkpoint("gpt"))
+    work = Work(found.spec, found.net, found.tokenizer)
+    step = Setting(work, None, tmp_path / "step")
+    work = quantize.apply(work, quantize.Options(bits=bits), step)
+    ranks = {"layers.0.self_attn.o_proj": 2, "layers.1.mlp.down_proj": 3}
+    adapters.attach(work.net, ranks, scale=4.0)
+    torch.manual_seed(0)
+    for adapter in adapters.adapted(work.net).values():
+        nn.init.normal_(adapter.B)
+    spec = msgspec.structs.replace(work.spec, adapters=ranks)
+    checkpoint.save(tmp_path / "q", spec, work.net, (), work.tokenizer)
+    export(str(tmp_path / "q"), tmp_path / "b")
+    for engine in ("onnxruntime", "openvino"):
+        with deploy(tmp_path / "b", engine) as deployment:
+            on = run(deployment)
+            assert sqnr_db(answer(work.net.eval()), on) > 25
+            deployment.use(None)
+            assert np.abs(run(deployment) - on).max() > 0.1
+    with pytest.raises(UnsupportedError, match="its weight is computed from another"):
+        export(str(tmp_path / "q"), tmp_path / "c", merge=True)
+
+
+@pytest.mark.slow
+def test_adapters_beside_rounded_inputs_are_refused(tiny_checkpoint, tmp_path):
+    found = checkpoint.load(tiny_checkpoint("vae"))
+    work = Work(found.spec, found.net)
+    step = Setting(work, None, tmp_path / "step")
+    work = quantize.apply(work, quantize.Options(bits=8, activations="static"), step)
+    adapters.attach(work.net, {"decoder.first": 2})
+    spec = msgspec.structs.replace(work.spec, adapters={"decoder.first": 2})
+    checkpoint.save(tmp_path / "q", spec, work.net, ())
+    with pytest.raises(UnsupportedError, match="first: its input is rounded to 8 bits") as error:
+        export(str(tmp_path / "q"), tmp_path / "b")
+    assert "leave the inputs in float" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(5, 7),
+        nn.Conv2d(5, 7, (3, 2), padding=1),
+        nn.Conv2d(5, 7, 3, stride=2, padding=2, dilation=2, padding_mode="reflect"),
+        nn.Conv2d(5, 7, 3, padding="same"),
+        nn.ConvTranspose2d(5, 7, (4, 3), stride=2, padding=1, output_padding=1),
+        nn.ConvTranspose2d(5, 7, 3, dilation=2),
+    ],
+)
+def test_a_convolution_of_ones_and_zeros_adds_up_what_the_adapter_does(layer):
+    torch.manual_seed(0)
+    x = torch.randn((2, 5) if isinstance(layer, nn.Linear) else (2, 5, 9, 8))
+    a, b = map(torch.randn, adapters.shapes(layer, 3))
+    want = adapters.low_rank(layer, x, a, b)
+    torch.testing.assert_close(_adapters.in_places(layer, x, a, b, layer(x)), want)
 
 
 @pytest.mark.slow
@@ -204,8 +339,6 @@ def test_the_parts_of_a_vae_are_adapted_by_their_names(tiny_checkpoint, tmp_path
 
 @pytest.mark.slow
 def test_a_checkpoint_with_adapters_beside_it_is_an_adapter_too(tiny_checkpoint, tmp_path):
-    import msgspec
-
     source = checkpoint.load(tiny_checkpoint("vae"))
     net = copy.deepcopy(source.net)
     adapters.attach(net, {"decoder.first": 2}, scale=2.0)
@@ -226,7 +359,7 @@ def test_what_cannot_be_is_refused_before_anything_is_traced(tiny_checkpoint, tm
         export(vae, tmp_path / "b", adapters=given)
     with pytest.raises(NotFoundError, match=r"adapter_config\.json"):
         export(gpt, tmp_path / "b", adapters={"a": tmp_path / "nothing"})
-    for name in ("base", "a/b", "", "a@b"):
+    for name in ("base", "none", "a/b", "", "a@b"):
         with pytest.raises(UsageError, match="cannot be an adapter's name"):
             export(gpt, tmp_path / "b", adapters={name: tmp_path / "a"})
     with pytest.raises(UsageError, match="--static and --adapter exclude each other") as error:
