@@ -79,7 +79,7 @@ def choose(
     if found := _read(file):
         return found
     request = request_for(path)
-    candidates = []
+    candidates: list[Candidate] = []
     for engine in (names := readers(bundle)[0]):
         report(f"measure {engine}", len(candidates), len(names))
         candidates.append(_try(bundle, engine, device, options, request))

@@ -7,8 +7,7 @@ import pytest
 
 from edgegen import auto, cli, records
 from edgegen.cli import profile
-from edgegen.errors import MissingExtraError, UnsupportedError, UsageError
-from edgegen.runtimes import native
+from edgegen.errors import UnsupportedError, UsageError
 from edgegen.spec import Options
 
 
@@ -77,25 +76,9 @@ def test_what_auto_cannot_do_is_refused(image_bundle, extra, said):
 
 
 @pytest.mark.slow
-def test_of_two_engines_that_prove_it_the_faster_is_taken(tmp_path, toys):
-    try:
-        native.built()
-    except MissingExtraError as error:
-        pytest.skip(str(error))
-    from edgegen import checkpoint
-    from edgegen.export import export
-    from edgegen.models import gpt
-    from edgegen.spec import ModelSpec
-
-    config = gpt.Config(
-        vocab_size=257, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=48, max_position_embeddings=64,
-    )  # fmt: skip
-    spec = ModelSpec("gpt", msgspec.to_builtins(config))
-    checkpoint.save(tmp_path / "ckpt", spec, gpt.Net(config), (), toys.byte_tokenizer().encode())
-    export(str(tmp_path / "ckpt"), tmp_path / "b", formats=("onnx", "native"))
-    choice = auto.choose(tmp_path / "b")
-    assert {one.engine for one in choice.candidates} == {"onnxruntime", "native"}
+def test_of_two_engines_that_prove_it_the_faster_is_taken(exports):
+    choice = auto.choose(exports("gpt", "fp32"))
+    assert {one.engine for one in choice.candidates} == {"onnxruntime", "openvino"}
     assert all(one.ms for one in choice.candidates)
     best = min(choice.candidates, key=lambda one: median(one.ms))
     assert choice.engine == best.engine

@@ -4,6 +4,7 @@ import ctypes
 import json
 import subprocess
 import sys
+from collections import namedtuple
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from edgegen.errors import (
 )
 from edgegen.exporters import native as packer
 from edgegen.models import gpt
+from edgegen.proof import readers
 from edgegen.runtimes import native
 from edgegen.runtimes.loops import autoregressive
 from edgegen.spec import Options, Request, Sampling
@@ -245,6 +247,8 @@ def test_cancelling_in_the_middle_leaves_an_engine_that_works(tmp_path):
     decoder.begin(prompts, Sampling())
     decoder.cancel()  # before the second tile of the prompt
     assert len(decoder.write(9)) == 0
+    with pytest.raises(UsageError, match="was cancelled"):
+        decoder.step()
     decoder.begin(prompts, Sampling())
     found = decoder.write(9, tell=lambda ids: decoder.cancel())
     assert np.array_equal(found, by_the_loop(session, prompts, Sampling(), 0, 1))
@@ -537,6 +541,17 @@ def test_an_engine_that_was_not_compiled_says_so_when_it_is_asked_for(tmp_path, 
     assert "apt-get install gcc" in caught.value.hint
     assert "--runtime onnxruntime" in caught.value.hint
     assert ask("native").problem == "not installed"
+
+
+def test_an_engine_that_was_not_compiled_is_skipped_by_name(tmp_path, unbuilt):
+    of = namedtuple("Bundle", "path formats")
+    both = of(tmp_path, lambda: ["onnx", "native"])
+    found, skipped = readers(both)
+    assert found == ["onnxruntime"]
+    assert "install gcc" in skipped["native"]
+    with pytest.raises(MissingExtraError, match="no installed engine reads that"):
+        readers(of(tmp_path, lambda: ["native"]))
+    assert "native" not in readers(of(tmp_path, lambda: ["onnx"]))[1]
 
 
 def test_a_library_of_another_system_is_no_stack_trace(tmp_path, monkeypatch):
