@@ -377,6 +377,9 @@ def set_input(module: nn.Module, low: float, high: float) -> None:
     """Fill the quantizer of a layer's input for values from `low` to `high`; 0 is always among
     them, and exact.
 
+    Before a transposed convolution values below 0 (of SiLU, of a linear layer) make the range
+    symmetric: behind any zero point but the middle OpenVINO computes it in fp32.
+
     Raises:
         MismatchError: bounds that are not finite, or no quantizer there.
     """
@@ -384,6 +387,9 @@ def set_input(module: nn.Module, low: float, high: float) -> None:
     if step is None:
         raise MismatchError("set_input: this layer's input has no quantizer", "set input_bits=8")
     low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if low < 0 and isinstance(module, TRANSPOSED):
+        high = max(-low * 127 / 128, high)
+        low = -high * 128 / 127
     span = max(high - low, 1e-8)
     if not span < float("inf"):
         raise MismatchError(f"set_input: bounds {low} to {high}", "calibrate on finite inputs")

@@ -187,6 +187,8 @@ def options_of(step: Step, kind: type[T], place: str = "recipe") -> T:
         return records.convert(kind, step.options, where, strict=False)
     except EdgeGenError as error:
         have = ", ".join(getattr(kind, "__struct_fields__", ()))
+        if "Expected `array`" in str(error):
+            error.hint = 'write a list, such as ["layers.0.*"]; of one, too'
         raise UsageError(str(error), error.hint or f"{step.kind} has: {have}") from error
 
 
@@ -203,7 +205,8 @@ def _impossible(step: Step, state: set[str]) -> tuple[str, str] | None:
     if step.kind in ("prune", *QUANTIZE) and adapted and not (step.kind == "qat" and quantized):
         return (
             "adapters are attached that belong to the layers as they are",
-            "merge them first, or put this step before them",
+            "merge them first (a checkpoint's: edgegen compress CHECKPOINT --method lora "
+            "--set steps=0), or put this step before them",
         )
     if step.kind == "distil" and not state and not step.options.get("student"):
         return (

@@ -18,6 +18,7 @@ from openvino import opset13 as ops
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
 from edgegen.exporters import _openvino_grid, example, group_size, is_text
+from edgegen.exporters._openvino_upsample import fold_upsampling
 from edgegen.spec import Array, Feed, GraphSpec
 
 FILE = "openvino_model.xml"
@@ -140,6 +141,16 @@ def _start_empty(model: Any) -> None:
             zero = ops.constant(0.0, dtype=np.float32)
             node.set_arguments([ops.broadcast(zero, ops.concat([batch, *rest], 0))])
     model.validate_nodes_and_infer_types()
+
+
+def fuse(path: Path) -> tuple[str, ...]:
+    """Nearest upsampling and the convolution behind it as one transposed convolution."""
+    model = _read(path)
+    count = fold_upsampling(model)
+    if not count:
+        return ()
+    ov.save_model(model, path, compress_to_fp16=False)
+    return (f"{count} upsamplings folded into the convolution behind them (exact)",)
 
 
 def quantize(

@@ -224,3 +224,15 @@ def test_a_scale_that_is_none_is_refused(scale):
         quantized.set_weight(net.fc, torch.full((6, 1), scale))
     with pytest.raises(FormatError, match=r"model: fc\.weight_quantizer"):
         quantized.fold(net)
+
+
+def test_inputs_of_a_transposed_convolution_that_go_below_zero_get_a_symmetric_range():
+    for layer, zero in ((nn.ConvTranspose2d(2, 2, 2), 128), (nn.Conv2d(2, 2, 2), 56)):
+        net = nn.Sequential(layer)
+        quantized.attach(net, {"0": Scheme(8, 0, input_bits=8)})
+        quantized.set_input(net[0], -0.28, 1.0)
+        step = quantized.input_quantizer_of(net[0])
+        assert int(step.zero) == zero
+        assert (255 - zero) * float(step.scale) == pytest.approx(1.0, abs=5e-3)
+        quantized.set_input(net[0], 0.0, 1.0)
+        assert int(step.zero) == 0

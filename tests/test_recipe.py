@@ -181,3 +181,11 @@ def test_one_method_alone_is_a_recipe_of_one_step():
     assert error.value.hint == "did you mean 'int8'?"
     with pytest.raises(UsageError, match=r"--prune 0\.5 and --set ratio=0\.4"):
         recipe.alone("prune", "0.5", {"ratio": 0.4})
+
+
+def test_a_word_where_a_list_is_wanted_is_told_how_to_be_one():
+    from edgegen.compress.prune import Options
+
+    with pytest.raises(UsageError, match="Expected `array`, got `str`") as error:
+        options_of(Step("prune", {"layers": "layers.0"}), Options)
+    assert error.value.hint.startswith("write a list")

@@ -26,6 +26,7 @@ import torch
 from msgspec import Meta, Struct
 from torch import Tensor, nn
 
+from edgegen.adapters import MERGE
 from edgegen.compress._bias import shift_biases
 from edgegen.compress._layerwise import How, Method, Rounded, Zero, plain, round_layers
 from edgegen.compress._observers import Observer, Range
@@ -131,7 +132,7 @@ def _check(work: Work, options: Options, setting: Setting) -> None:
             "start from the checkpoint before it was quantized",
         )
     if work.spec.adapters:
-        raise UnsupportedError("quantize: adapters are attached", "merge them first")
+        raise UnsupportedError("quantize: adapters are attached", MERGE)
     budgets = [options.size_mb, options.average_bits, options.quality or None]
     given = sum(budget is not None for budget in budgets)
     if options.bits == MIXED and given != 1:
