@@ -65,7 +65,7 @@ def explained(
         raise MismatchError(
             f"{path}: not the bundle that was profiled", "profile it again: edgegen profile BUNDLE"
         )
-    work = of_bundle(bundle, profile.request)
+    work = of_bundle(bundle, profile.request, profile.engine)
     peaks = peaks or find(profile.device, profile.threads, report=report)
     return msgspec.structs.replace(profile, roofline=roofline(profile, bundle, work, peaks))
 

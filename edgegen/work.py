@@ -82,8 +82,10 @@ def least_ms(kind: Kind, work: Work, peaks: Peaks) -> tuple[float, float]:
     return compute / 1e6, memory / 1e6
 
 
-def of_bundle(bundle: Bundle, request: Request) -> tuple[Work, ...]:
+def of_bundle(bundle: Bundle, request: Request, engine: str = "") -> tuple[Work, ...]:
     """The phases of a request, the one it spends its time in last.
+
+    `engine` "onnxruntime" heeds what the file says of rounding the inputs of 8-bit products.
 
     Raises:
         UnsupportedError: the bundle holds no ONNX graph, or one whose shapes do not follow.
@@ -99,7 +101,7 @@ def of_bundle(bundle: Bundle, request: Request) -> tuple[Work, ...]:
         ) from error
     phases = _phases(request) if isinstance(loop, Text) else [("run", 1, request.sizes)]
     return tuple(
-        of_model(onnxfile.load(path), {**sizes, "batch": request.batch}, phase, times)
+        of_model(onnxfile.load(path), {**sizes, "batch": request.batch}, phase, times, engine)
         for phase, times, sizes in phases
     )
 
@@ -112,15 +114,18 @@ def _phases(request: Request) -> list[tuple[str, int, dict[str, int]]]:
     return [("prefill", 1, {"seq": prompt, "past": 0}), *([decode] if later else [])]
 
 
-def of_model(model: Any, sizes: Mapping[str, int], phase: str = "run", times: int = 1) -> Work:
+def of_model(
+    model: Any, sizes: Mapping[str, int], phase: str = "run", times: int = 1, engine: str = ""
+) -> Work:
     """The work of a parsed ONNX file at `sizes`; uses `model` up.
 
     Raises:
         UnsupportedError: types or shapes in it contradict each other.
     """
     stored = _stored(model.graph)
+    rounded = _rounded(model.graph) if engine == "onnxruntime" else set()
     graph = macs.inferred(model, sizes)
-    tensors = Tensors(graph, stored)
+    tensors = Tensors(graph, stored, rounded)
     lost: Counter[str] = Counter()
     groups: dict[str, list[Kind]] = defaultdict(list)
     for node in graph.node:
@@ -152,6 +157,15 @@ def _stored(graph: Any) -> dict[str, tuple[float, float]]:
     return found
 
 
+def _rounded(graph: Any) -> set[str]:
+    """Outputs of the products whose inputs ONNX Runtime rounds to int8: accuracy level 4."""
+    return {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "MatMulNBits" and onnxfile.options(node).get("accuracy_level") == 4
+    }
+
+
 def _item(data_type: int) -> float:
     """Bytes of one element."""
     from onnx import TensorProto, helper
@@ -164,9 +178,12 @@ def _item(data_type: int) -> float:
 class Tensors:
     """The values of a graph: how many elements each has, and in what type it is kept."""
 
-    def __init__(self, graph: Any, stored: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(
+        self, graph: Any, stored: Mapping[str, tuple[float, float]], rounded: set[str]
+    ) -> None:
         self.shapes = macs.shapes_of(graph)
         self._stored = stored
+        self._rounded = rounded
         self._makers = {name: node for node in graph.node for name in node.output}
         self._readers: dict[str, set[str]] = defaultdict(set)
         for node in graph.node:
@@ -224,7 +241,7 @@ class Tensors:
 
     def _is_int8(self, node: Any, sources: list[str]) -> bool:
         """Both factors are bytes: an integer operator, or one between two DequantizeLinear."""
-        if node.op_type in INTEGER:
+        if node.op_type in INTEGER or node.output[0] in self._rounded:
             return True
         both = zip(node.input[:2], sources[:2], strict=True)
         return all(name != source and self._items.get(source, 4.0) <= 1 for name, source in both)

@@ -103,6 +103,15 @@ def test_packed_weights_of_four_bits_count_half_a_byte_and_their_scales():
     assert found.weight_bytes == 64 * 8 / 2 + 16 * 4
 
 
+@pytest.mark.parametrize(("engine", "share"), [("onnxruntime", 1), ("openvino", 0)])
+def test_where_onnxruntime_rounds_the_inputs_too_it_multiplies_bytes(engine, share):
+    bits = node("MatMulNBits", "x w s", "y", K=64, N=8, bits=8, block_size=32, accuracy_level=4)
+    bits.domain = "com.microsoft"
+    made = model([bits], (3, 64), [weight("w", (8, 2, 32), U8), weight("s", (16,))])
+    (found,) = work.of_model(made, {}, engine=engine).kinds
+    assert found.int8_flops == share * found.flops
+
+
 def test_a_transposed_weight_is_still_a_weight():
     nodes = [node("Transpose", "w", "t", perm=[1, 0]), node("MatMul", "x t", "y")]
     found = kinds(nodes, (1, 100), [weight("w", (90, 100))])
