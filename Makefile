@@ -1,6 +1,7 @@
 # make demo   the main job, end to end, on real models
 # make test   the test suite
 # make bench-image   image models beside every peer, about two hours
+# make pictures   the README's pictures, from a run on this machine (needs Chromium)
 # All make their own .venv first. A plain `pip install` of torch may bring CUDA; set
 # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where your CPU build is to avoid that.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check bench-image venv clean
+.PHONY: demo test pictures check bench-image venv clean
 
 venv: .venv/.complete
 
@@ -27,6 +28,9 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+
+pictures: venv
+	$(BIN)/python docs/pictures.py
 
 check: venv
 	$(BIN)/ruff check .

@@ -7,6 +7,9 @@
     fuse(path) -> notes                                    in place, exact rewrites that are faster
     ledger(path) -> layers                                 read back from what was written
 
+`LACKS`, where it is there, says by precision why it cannot be had: before anything is traced.
+`KV_CACHES` are the precisions, other than fp32, that a key/value cache can be kept in.
+
 Notes are what a user must be told: anything that is not simply what was asked for.
 """
 
@@ -30,7 +33,7 @@ from edgegen.errors import EdgeGenError, UnsupportedError
 from edgegen.spec import Array, Feed, GraphSpec
 
 ROOM = "edgegen.exporters"
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 GROUP_SIZES = (32, 16)  # small groups: compact models lose most to a coarse scale
 
 

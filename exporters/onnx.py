@@ -22,6 +22,7 @@ from edgegen.spec import GraphSpec
 __all__ = ["FILE", "dress", "fuse", "ledger", "quantize", "write"]
 
 FILE = "model.onnx"
+LACKS = {"bf16": "ONNX Runtime has no bf16 operators on a CPU, not even Add"}
 
 # Opset 23 has Attention and RMSNormalization as one operator each; 20 is what the static
 # quantizer and older consumers read. 26 is written with a wrong version by torch 2.13.
