@@ -1,7 +1,8 @@
 # make demo   the main job, end to end, on real models
 # make test   the test suite
-# make bench-image   image models beside every peer, about two hours
 # make pictures   the README's pictures, from a run on this machine (needs Chromium)
+# make bench-image   image models beside every peer, about two hours
+# make bench-text, bench-costs   EdgeGen beside its peers, each in an environment of its own: hours
 # All make their own .venv first. A plain `pip install` of torch may bring CUDA; set
 # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where your CPU build is to avoid that.
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test pictures check bench-image venv clean
+.PHONY: demo test pictures check bench-image bench-text bench-costs venv clean
 
 venv: .venv/.complete
 
@@ -40,6 +41,12 @@ check: venv
 
 bench-image: venv
 	$(BIN)/python benchmarks/images.py
+
+bench-text: venv
+	$(BIN)/python benchmarks/text.py $(BENCH)
+
+bench-costs: venv
+	$(BIN)/python benchmarks/costs.py $(BENCH)
 
 clean:
 	rm -rf .venv edgegen-demo build dist *.egg-info

@@ -65,9 +65,22 @@ def deploy(
 
 
 def _load(runtime: str) -> ModuleType:
-    engine = rooms.load(ROOM, runtime)
+    engine = load(runtime)
     if not hasattr(engine, "READS"):
         raise UnsupportedError(f"{ROOM}.{runtime} is no engine: it does not define READS")
+    return engine
+
+
+def load(runtime: str) -> ModuleType:
+    """An engine that can run here.
+
+    Raises:
+        NotFoundError: no engine of that name.
+        MissingExtraError: its library is not installed, or its own code was not compiled.
+    """
+    engine = rooms.load(ROOM, runtime)
+    if hasattr(engine, "built"):
+        engine.built()
     return engine
 
 
