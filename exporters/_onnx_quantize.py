@@ -124,7 +124,8 @@ class _Reader:
 
 def _static(path: Path, calibration: Sequence[Feed]) -> tuple[str, ...]:
     """QDQ with uint8 activations, int8 weights per channel; a ConvTranspose becomes a Conv where it
-    can, else it has int8 weights alone.
+    can, else it has int8 weights alone. Ranges are means over the batches: one outlier in
+    hundreds of images would cost all others their steps.
 
     int8 activations fuse less in ONNX Runtime and are computed wrongly by OpenVINO in places.
     """
@@ -134,6 +135,7 @@ def _static(path: Path, calibration: Sequence[Feed]) -> tuple[str, ...]:
     shuffled = shuffle(model)
     del model.graph.value_info[:]  # the exporter's shapes of weights contradict the quantizer's
     count = _quantize_transposed(model)
+    kept = _last_convolutions(model)
     save(model, path)
     if any(node.op_type in STATIC_OPS for node in model.graph.node):
         quantize_static(
@@ -144,13 +146,38 @@ def _static(path: Path, calibration: Sequence[Feed]) -> tuple[str, ...]:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=kept,
+            extra_options={"CalibMovingAverage": True},
         )
     note = f"{count} ConvTranspose weight-only: ONNX Runtime has no int8 kernel (not faster)"
     return (
         f"static int8 calibrated on {len(calibration)} batches",
         *([f"{shuffled} {SHUFFLED}"] if shuffled else []),
+        *([f"last convolution stays fp32: {', '.join(kept)}"] if kept else []),
         *([note] if count else []),
     )
+
+
+def _last_convolutions(model: Any) -> list[str]:
+    """The convolutions that nothing with a weight comes behind; none where there are no others.
+
+    ONNX Runtime's int8 kernel rounds their outputs as well, and those are the picture: 7.7 dB on
+    a DCGAN, whose Tanh is steepest at the middle of the range, for a twelfth of the time.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    waiting = [makers[output.name] for output in model.graph.output if output.name in makers]
+    seen: set[str] = set()
+    found = []
+    while waiting:
+        node = waiting.pop()
+        if node.output[0] not in seen:
+            seen.add(node.output[0])
+            if node.op_type == "Conv":
+                found.append(node.name)
+            elif node.op_type not in (*STATIC_OPS, "ConvTranspose"):
+                waiting += [makers[name] for name in node.input if name in makers]
+    others = sum(node.op_type == "Conv" for node in model.graph.node) > len(found)
+    return sorted(found) if others else []
 
 
 def _modern(model: Any) -> Any:

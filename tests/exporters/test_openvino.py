@@ -108,17 +108,6 @@ def test_nothing_reports_home_about_an_export():
     assert done.stdout == "None\n"
 
 
-def test_bf16_is_rounded_to_the_nearest_as_torch_does():
-    import torch
-
-    from edgegen.exporters.openvino import _nearest_bf16
-
-    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    values[:2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # half way: to even
-    wanted = values.bfloat16().float().numpy()
-    assert np.array_equal(_nearest_bf16(values.numpy()), wanted)
-
-
 @pytest.mark.parametrize(("zero", "said"), [(0, 0), (128, 0), (56, 1)])
 def test_a_transposed_convolution_that_openvino_computes_in_fp32_is_said_to_be(
     tmp_path, zero, said
@@ -139,3 +128,14 @@ def test_a_transposed_convolution_that_openvino_computes_in_fp32_is_said_to_be(
     notes, exact = exporter.dress(path, folded)
     assert sum("OpenVINO computes them in fp32" in note for note in notes) == said
     assert not exact
+
+
+def test_bf16_is_rounded_to_the_nearest_as_torch_does():
+    import torch
+
+    from edgegen.exporters.openvino import _nearest_bf16
+
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    values[:2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # half way: to even
+    wanted = values.bfloat16().float().numpy()
+    assert np.array_equal(_nearest_bf16(values.numpy()), wanted)
