@@ -186,7 +186,9 @@ def install(peer: Peer, cache: Path) -> Path:
     return python
 
 
-def ask(peer: Peer, python: Path, request: dict[str, Any], threads: int = 0) -> dict[str, Any]:
+def ask(
+    peer: Peer, python: Path, request: dict[str, Any], threads: int = 0, worker: str = "worker"
+) -> dict[str, Any]:
     """What a fresh process of the peer answers; raises `PeerError` with its reason."""
     variables = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if not peer.installs:
@@ -194,7 +196,7 @@ def ask(peer: Peer, python: Path, request: dict[str, Any], threads: int = 0) -> 
     if threads:
         variables |= {"OMP_NUM_THREADS": str(threads)}
     # -P: the folder of the scripts would hide the very packages that they are called after.
-    command = [str(python), "-P", str(HERE / "worker.py"), str(HERE / "peers" / peer.script)]
+    command = [str(python), "-P", str(HERE / f"{worker}.py"), str(HERE / "peers" / peer.script)]
     asked = json.dumps(request | {"options": peer.options, "threads": threads})
     start = time.perf_counter()
     try:

@@ -30,8 +30,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
 from edgegen.exporters import group_size, is_text
-from edgegen.exporters._onnx_nodes import Writer
-from edgegen.exporters._onnx_quantize import drop_unused, save
+from edgegen.exporters._onnx_nodes import Writer, drop_unused
+from edgegen.exporters._onnx_quantize import save
 from edgegen.spec import Array, Feed, GraphSpec
 
 FILE = "model.fused.onnx"

@@ -115,7 +115,7 @@ class FusedSession:
         """The decoder with its cache kept here."""
         return _Cached(self)
 
-    def decoder(self, sampling: Sampling) -> GreedyDecoder | None:
+    def decoder(self, sampling: Sampling, seed: int = 0) -> GreedyDecoder | None:
         """A decoder that takes the most likely token in the graph; None for any other way."""
         return GreedyDecoder(self) if sampling == Sampling() else None
 

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgegen.cli import _terminal
-from edgegen.errors import EdgeGenError, UsageError
+from edgegen.errors import EdgeGenError, NotComparableError, UsageError
 
 if TYPE_CHECKING:
     from edgegen.profile import Profile
-    from edgegen.spec import Report
+    from edgegen.spec import Options, Report
     from edgegen.tasks import Task
 
 
 def profile(
     bundles: list[Path] = typer.Argument(help="Bundles; several are measured in turns."),
-    runtime: str = typer.Option("", help="Engines, by commas; default: the first that fits."),
+    runtime: str = typer.Option("", help="Engines, by commas; auto: the fastest here."),
     device: list[str] = typer.Option(
-        ["cpu"], "-d", "--device", help="cpu, gpu, gpu:1, npu, auto. Of a fleet: pi5, pi5/gpu, all."
+        [], "-d", "--device", help="cpu (default), gpu:1, npu, auto. Of a fleet: pi5, pi5/gpu, all."
     ),
     batch: int = typer.Option(1, help="Sequences or images at once."),
     prompt_tokens: int = typer.Option(None, help="Text: random tokens to read. [default: 32]"),
@@ -47,6 +47,9 @@ def profile(
     roofline: bool = typer.Option(
         False, "--roofline", help="Say why it is slow, and what int8, int4 or half would buy."
     ),
+    watts: float = typer.Option(
+        0.0, help="Of the busy CPU, to model energy without a meter. [default: its own rating]"
+    ),
     timeout: float = typer.Option(1800.0, help="Seconds a process may take."),
     fleet: str = typer.Option("", help="tls://HOST:8786: on devices that have joined that hub."),
     keys: Path = typer.Option(
@@ -59,14 +62,20 @@ def profile(
 ) -> None:
     """Measure load, first and later steps, memory and operators of bundles."""
     from edgegen import measure, tasks, workload
+    from edgegen.spec import Options
 
     _range("--timeout", timeout, 0.1, 1e6)
     if resume and output is None:
         raise UsageError("--resume looks at what is in -o, which is not given", "give -o DIR")
+    opening = Options(
+        threads=threads,
+        provider=dict(_pairs("--provider", provider)),
+        allow_fallback=allow_fallback,
+    )
     jobs = [
         measure.job(
             path,
-            runtime=engine or None,
+            runtime=_engine(path, engine, device, fleet, opening) or None,
             request=workload.request_for(
                 path,
                 batch=batch,
@@ -78,17 +87,18 @@ def profile(
             threads=threads,
             warmup=warmup,
             repeats=repeats,
-            provider=dict(_pairs("--provider", provider)),
+            provider=opening.provider,
             adapter=name,
             allow_fallback=allow_fallback,
             verify=verify,
             roofline=roofline,
+            watts=watts,
         )
         for path in bundles
         for engine in runtime.split(",")
         for name in adapter.split(",")
     ]
-    places = _boards(fleet, keys, device) if fleet else [("", one) for one in device]
+    places = _boards(fleet, keys, device) if fleet else [("", one) for one in device or ["cpu"]]
     groups = tasks.groups(tasks.to_files(tasks.on_each(jobs, places), output), interleave)
     if rounds is None:
         turns = any(len(group) > 1 for group in groups)
@@ -107,6 +117,20 @@ def profile(
     if profiles or json:
         _print(profiles, json)
     _demand_all(failures, sum(map(len, left)))
+
+
+def _engine(path: Path, engine: str, devices: list[str], fleet: str, options: Options) -> str:
+    """`engine`; for auto the fastest on the one device that was named."""
+    if engine != "auto":
+        return engine
+    if fleet or len(devices) > 1:
+        raise UsageError(
+            "--runtime auto looks for the fastest engine on one device, here",
+            "name the engines, by commas: --runtime onnxruntime,native",
+        )
+    from edgegen.cli.run import fastest
+
+    return fastest(path, devices[0], options)
 
 
 def _local(
@@ -130,6 +154,11 @@ def _boards(fleet: str, keys: Path | None, names: list[str]) -> list[tuple[str, 
     from edgegen.fleet import keys as certificates
 
     where = address.parse(fleet)
+    if not names:
+        raise UsageError(
+            "--fleet: no device is named",
+            f"give --device all, or some of: edgegen devices --fleet {where}",
+        )
     folder = certificates.find(where, keys, certificates.CLIENT)
     pairs = [name.partition("/") for name in names]
     chosen = client.choose(where, folder, [name for name, _, _ in pairs])
@@ -213,20 +242,26 @@ def _print(profiles: list[Profile], json: bool) -> None:
         _terminal.print_json(profiles[0] if len(profiles) == 1 else profiles)
         return
     from edgegen import sketch, tables
-    from edgegen.compare import compare
+    from edgegen.compare import compare, families
 
-    alone = [compare([one]) for one in profiles]
-    for family in dict.fromkeys(one.family for one in profiles):
-        rows = [found.rows[0] for found in alone if found.rows[0].family == family]
-        _terminal.print_table(*tables.table(rows))
-        mine = [one for one in profiles if one.family == family]
-        names = [row.name for row in rows]
-        typer.echo(sketch.distributions(mine, names, **_terminal.canvas()) + "\n")
+    try:
+        found = [(profiles, compare(profiles))]
+    except NotComparableError as error:  # each fitted its request to itself
+        _terminal.note(f"not compared: {error}")
+        found = [([one], compare([one])) for one in profiles]
+    for members, comparison in found:
+        for family, rows in families(comparison).items():
+            _terminal.print_table(*tables.table(rows))
+            mine = [one for one in members if one.family == family]
+            names = [row.name for row in rows]
+            typer.echo(sketch.distributions(mine, names, **_terminal.canvas()) + "\n")
     if len(profiles) == 1 and not profiles[0].roofline:
         _operators(profiles[0])
     for one in profiles:
         _roofline(one)
-    for note in dict.fromkeys(note for found in alone for note in tables.footnotes(found)):
+    for source in dict.fromkeys(one.energy_source for one in profiles):
+        _terminal.note(f"energy: {source}")
+    for note in dict.fromkeys(note for _, one in found for note in tables.footnotes(one)):
         _terminal.note(note)
 
 
