@@ -21,7 +21,9 @@ def export(
         ..., help="Checkpoint, Hugging Face folder, FILE.gguf, FILE.onnx or FILE.py:CALLABLE."
     ),
     output: str = typer.Option(..., "-o", "--output", help="Folder of the bundle."),
-    to: str = typer.Option("onnx,openvino", "--to", help="Formats: onnx, openvino, torch."),
+    to: str = typer.Option(
+        "onnx,openvino", "--to", help="Formats: onnx, openvino, torch; for text also native, fused."
+    ),
     precision: str | None = typer.Option(
         None,
         help="fp32, fp16, bf16, int8, int4; several: fp32,int8. A quantized one has its own.",
