@@ -38,6 +38,7 @@ SIZES = (
 )
 SMALL_BYTES = 4_000_000  # below this, one thread is faster than two that wait for each other
 SAID = 200
+MOST_THREADS = 64  # that the engine takes
 CACHES = {"fp32": 32, "int8": 8}  # bits of a key's or value's number
 AHEAD = 64  # random numbers drawn at once
 INSTALL = (
@@ -315,7 +316,7 @@ class NativeSession:
         """The decoder with its cache kept here."""
         return _Cached(self)
 
-    def decoder(self, sampling: Sampling, seed: int) -> NativeDecoder:
+    def decoder(self, sampling: Sampling, seed: int = 0) -> NativeDecoder:
         """A decoder that draws the next token inside the engine, the same one as any other."""
         return NativeDecoder(self, seed)
 
@@ -398,7 +399,11 @@ class NativeDecoder:
 
     def step(self) -> Array:
         """The next token of each sequence, (batch,)."""
-        return self.write(1)[0]
+        found = self.write(1)
+        if not len(found):
+            raise UsageError("native: the text was cancelled", "start it again")
+        ids: Array = found[0]
+        return ids
 
     def write(
         self,
@@ -449,7 +454,8 @@ class NativeDecoder:
             more = max(steps - len(self._drawn), AHEAD)
             fresh = np.stack([die.random(more) for die in self._dice], axis=1)
             self._drawn = np.concatenate([self._drawn, fresh])
-        now, self._drawn = self._drawn[:steps], self._drawn[steps:]
+        now: Array = self._drawn[:steps]
+        self._drawn = self._drawn[steps:]
         return now
 
 
@@ -482,6 +488,7 @@ def _threads(asked: int, weight_bytes: int) -> int:
         UsageError: more than there are.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if asked > (cores or 1):
-        raise UsageError(f"{asked} threads, this process may use {cores}", f"use --threads {cores}")
-    return asked or (1 if weight_bytes < SMALL_BYTES else min(cores or 1, 64))
+    most = min(cores or 1, MOST_THREADS)
+    if asked > most:
+        raise UsageError(f"{asked} threads, this process may use {most}", f"use --threads {most}")
+    return asked or (1 if weight_bytes < SMALL_BYTES else most)

@@ -12,13 +12,13 @@ from edgegen.errors import EdgeGenError, NotComparableError, UsageError
 
 if TYPE_CHECKING:
     from edgegen.profile import Profile
-    from edgegen.spec import Report
+    from edgegen.spec import Options, Report
     from edgegen.tasks import Task
 
 
 def profile(
     bundles: list[Path] = typer.Argument(help="Bundles; several are measured in turns."),
-    runtime: str = typer.Option("", help="Engines, by commas; default: the first that fits."),
+    runtime: str = typer.Option("", help="Engines, by commas; auto: the fastest here."),
     device: list[str] = typer.Option(
         [], "-d", "--device", help="cpu (default), gpu:1, npu, auto. Of a fleet: pi5, pi5/gpu, all."
     ),
@@ -47,6 +47,9 @@ def profile(
     roofline: bool = typer.Option(
         False, "--roofline", help="Say why it is slow, and what int8, int4 or half would buy."
     ),
+    watts: float = typer.Option(
+        0.0, help="Of the busy CPU, to model energy without a meter. [default: its own rating]"
+    ),
     timeout: float = typer.Option(1800.0, help="Seconds a process may take."),
     fleet: str = typer.Option("", help="tls://HOST:8786: on devices that have joined that hub."),
     keys: Path = typer.Option(
@@ -59,14 +62,20 @@ def profile(
 ) -> None:
     """Measure load, first and later steps, memory and operators of bundles."""
     from edgegen import measure, tasks, workload
+    from edgegen.spec import Options
 
     _range("--timeout", timeout, 0.1, 1e6)
     if resume and output is None:
         raise UsageError("--resume looks at what is in -o, which is not given", "give -o DIR")
+    opening = Options(
+        threads=threads,
+        provider=dict(_pairs("--provider", provider)),
+        allow_fallback=allow_fallback,
+    )
     jobs = [
         measure.job(
             path,
-            runtime=engine or None,
+            runtime=_engine(path, engine, device, fleet, opening) or None,
             request=workload.request_for(
                 path,
                 batch=batch,
@@ -78,11 +87,12 @@ def profile(
             threads=threads,
             warmup=warmup,
             repeats=repeats,
-            provider=dict(_pairs("--provider", provider)),
+            provider=opening.provider,
             adapter=name,
             allow_fallback=allow_fallback,
             verify=verify,
             roofline=roofline,
+            watts=watts,
         )
         for path in bundles
         for engine in runtime.split(",")
@@ -107,6 +117,20 @@ def profile(
     if profiles or json:
         _print(profiles, json)
     _demand_all(failures, sum(map(len, left)))
+
+
+def _engine(path: Path, engine: str, devices: list[str], fleet: str, options: Options) -> str:
+    """`engine`; for auto the fastest on the one device that was named."""
+    if engine != "auto":
+        return engine
+    if fleet or len(devices) > 1:
+        raise UsageError(
+            "--runtime auto looks for the fastest engine on one device, here",
+            "name the engines, by commas: --runtime onnxruntime,native",
+        )
+    from edgegen.cli.run import fastest
+
+    return fastest(path, devices[0], options)
 
 
 def _local(
@@ -235,6 +259,8 @@ def _print(profiles: list[Profile], json: bool) -> None:
         _operators(profiles[0])
     for one in profiles:
         _roofline(one)
+    for source in dict.fromkeys(one.energy_source for one in profiles):
+        _terminal.note(f"energy: {source}")
     for note in dict.fromkeys(note for _, one in found for note in tables.footnotes(one)):
         _terminal.note(note)
 

@@ -16,6 +16,7 @@ from edgegen.errors import UsageError
 
 if TYPE_CHECKING:
     from edgegen.runtimes import Deployment
+    from edgegen.spec import Options
 
 # Which options make sense for what a bundle makes; the others are refused by name.
 ANY = {"bundle", "runtime", "device", "threads", "allow_fallback", "provider", "seed", "json"}
@@ -47,7 +48,9 @@ def run(
     size: list[str] = typer.Option([], help="NAME=SIZE of a free dimension."),
     output: Path = typer.Option(None, "-o", "--output", help="grid.png, or out.npz."),
     seed: int = typer.Option(0, help="The same seed gives the same latents on every engine."),
-    runtime: str = typer.Option(None, help="onnxruntime, openvino or torch."),
+    runtime: str = typer.Option(
+        None, help="onnxruntime, openvino, native, torch; auto: the fastest on this device."
+    ),
     device: str = typer.Option("cpu", "-d", "--device", help="cpu, gpu, gpu:1, npu or auto."),
     threads: int = typer.Option(0, help="0 leaves the choice to the engine."),
     allow_fallback: bool = typer.Option(False, help="Let operators run on another device."),
@@ -69,8 +72,24 @@ def run(
         adapter=adapter,
     )
     _fit(bundle, options)
+    if runtime == "auto":
+        runtime = fastest(bundle, device, opening)
     with closing(deploy(bundle, runtime, device, opening)) as deployment:
         _COMMANDS[_kind(bundle)](deployment, options)
+
+
+def fastest(bundle: Path, device: str, options: Options) -> str:
+    """The engine that is fastest on this device; said why on stderr."""
+    from edgegen import auto
+
+    if options.provider:
+        flag = f"--provider {min(options.provider)}"
+        raise UsageError(
+            f"{flag} is for one engine, --runtime auto tries all", "name it: --runtime onnxruntime"
+        )
+    choice = auto.choose(bundle, device, options)
+    note(choice.why())
+    return choice.engine
 
 
 def _kind(bundle: Path) -> str:

@@ -91,6 +91,17 @@ def test_a_report_is_written(compare, files, tmp_path, capsys):
     assert f"wrote {tmp_path / 'report.html'}" in capsys.readouterr().err
 
 
+def test_a_report_without_its_extra_says_what_to_install(files, tmp_path):
+    code = "import sys; sys.modules['altair'] = None; from edgegen.cli import main; main()"
+    command = [sys.executable, "-c", code, "compare", *files, "--html", tmp_path / "report.html"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        "error: the report needs altair\nhint:  run: pip install 'edgegen[report]'" in done.stderr
+    )
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_a_sheet_without_a_report_is_refused(compare, files, tmp_path):
     with pytest.raises(UsageError, match="--sheet goes into the report") as error:
         compare(*files, "--sheet", tmp_path / "sheet.png")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,3 +204,15 @@ def test_a_roofline_says_why_it_is_slow(
 def test_a_roofline_of_a_gpu_is_refused_before_anything_runs(profile, onnx_bundle):
     with pytest.raises(UnsupportedError, match="measured of the CPU only"):
         profile(onnx_bundle, "--roofline", "-d", "gpu")
+
+
+@pytest.mark.slow
+def test_modelled_energy_is_called_so(profile, engine, onnx_bundle, capsys):
+    profile(onnx_bundle, "--watts", 15, "--repeats", 2)
+    err = capsys.readouterr().err
+    assert re.search("energy: .*modelled by 15 W .given.", err)  # or too short for that
+
+
+def test_senseless_watts_are_refused(profile, onnx_bundle):
+    with pytest.raises(UsageError, match="--watts is -1"):
+        profile(onnx_bundle, "--watts", -1)

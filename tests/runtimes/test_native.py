@@ -4,6 +4,7 @@ import ctypes
 import json
 import subprocess
 import sys
+from collections import namedtuple
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from edgegen.errors import (
 )
 from edgegen.exporters import native as packer
 from edgegen.models import gpt
+from edgegen.proof import readers
 from edgegen.runtimes import native
 from edgegen.runtimes.loops import autoregressive
 from edgegen.spec import Options, Request, Sampling
@@ -245,6 +247,8 @@ def test_cancelling_in_the_middle_leaves_an_engine_that_works(tmp_path):
     decoder.begin(prompts, Sampling())
     decoder.cancel()  # before the second tile of the prompt
     assert len(decoder.write(9)) == 0
+    with pytest.raises(UsageError, match="was cancelled"):
+        decoder.step()
     decoder.begin(prompts, Sampling())
     found = decoder.write(9, tell=lambda ids: decoder.cancel())
     assert np.array_equal(found, by_the_loop(session, prompts, Sampling(), 0, 1))
@@ -353,16 +357,22 @@ def test_the_record_of_a_text_is_that_of_the_c_code():
     assert ctypes.sizeof(native._Text) == native._library().eg_text_size()
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_many_calls(tmp_path):
+    """`benchmarks/leaks.py` makes 10,000 of them."""
     model = make("llama")
-    session = opened(written(model, tmp_path, "int8"), model[1])
-    decoder = session.decoder(Sampling(), 0)
-    sizes = []
-    for call in range(400):
-        decoder.start(((call % 500, 2, 3),), Sampling())
-        decoder.step()
+    path = written(model, tmp_path, "int8")
+    session, sizes = opened(path, model[1]), []
+    for call in range(500):
+        if call % 50 == 49:
+            session.close()
+            session = opened(path, model[1])
+        sampling = list(SAMPLINGS.values())[call % len(SAMPLINGS)]
+        decoder = session.decoder(sampling, call)
+        decoder.begin(((call % 500, 2, 3),) * (1 + call % 50 // 49), sampling)
+        decoder.write(4, tell=lambda ids, call=call: call % 10 == 0)
         sizes.append(psutil.Process().memory_info().rss)
-    assert sizes[-1] - sizes[100] < 1_000_000
+    assert sizes[-1] - sizes[200] < 1_000_000
 
 
 def test_a_token_or_position_out_of_range_is_named(tmp_path):
@@ -531,6 +541,17 @@ def test_an_engine_that_was_not_compiled_says_so_when_it_is_asked_for(tmp_path, 
     assert "apt-get install gcc" in caught.value.hint
     assert "--runtime onnxruntime" in caught.value.hint
     assert ask("native").problem == "not installed"
+
+
+def test_an_engine_that_was_not_compiled_is_skipped_by_name(tmp_path, unbuilt):
+    of = namedtuple("Bundle", "path formats")
+    both = of(tmp_path, lambda: ["onnx", "native"])
+    found, skipped = readers(both)
+    assert found == ["onnxruntime"]
+    assert "install gcc" in skipped["native"]
+    with pytest.raises(MissingExtraError, match="no installed engine reads that"):
+        readers(of(tmp_path, lambda: ["native"]))
+    assert "native" not in readers(of(tmp_path, lambda: ["onnx"]))[1]
 
 
 def test_a_library_of_another_system_is_no_stack_trace(tmp_path, monkeypatch):
