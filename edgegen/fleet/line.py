@@ -26,6 +26,7 @@ T = TypeVar("T", Arrived, Told, Carried)
 
 PIECE_BYTES = 1 << 20  # a second or two of slow Wi-Fi: no more is sent again after a break
 LOOK_S = 0.5
+FETCH_S = 30.0  # for an answer that is there
 
 
 class Member(Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,22 +104,26 @@ class Line:
 
     def _wait(self, future: Any, deadline: float, within_s: float, what: str) -> bytes:
         hint = "look for it with: edgegen devices --fleet; do what is missing with --resume"
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        # Not by `result(timeout=...)` again and again: on a busy machine Dask loses a race there.
         while True:
             if self.stop.is_set():
                 raise EdgeGenError(f"{self.name}: stopped")
-            try:
-                return bytes(future.result(timeout=LOOK_S))
-            except TimeoutError:
-                if time.monotonic() > deadline:
-                    raise EdgeGenError(
-                        f"{self.name}: time-out, no answer in {within_s:g} s to: {what}",
-                        "another job may be running there; give it longer with --timeout",
-                    ) from None
-            except (Exception, CancelledError) as error:
-                why = type(error).__name__
-                raise EdgeGenError(f"{self.name}: went away ({why}) at: {what}", hint) from error
+            if done.wait(LOOK_S):
+                break
+            if time.monotonic() > deadline:
+                raise EdgeGenError(
+                    f"{self.name}: time-out, no answer in {within_s:g} s to: {what}",
+                    "another job may be running there; give it longer with --timeout",
+                )
             if not self._there():
                 raise EdgeGenError(f"{self.name}: went away at: {what}", hint)
+        try:
+            return bytes(future.result(timeout=FETCH_S))
+        except (Exception, CancelledError) as error:
+            why = type(error).__name__
+            raise EdgeGenError(f"{self.name}: went away ({why}) at: {what}", hint) from error
 
     def _there(self) -> bool:
         """Does the hub know the device? While the hub itself is silent, nobody can say no."""
