@@ -323,9 +323,16 @@ class NativeSession:
     @property
     def pace(self) -> tuple[int, int]:
         """Threads of the next token, and how often one was late so that there were fewer."""
-        run = self.ready(self._run.batch if self._run else 1)
-        library = run.model.library
-        return library.eg_run_threads(run.handle), library.eg_run_late(run.handle)
+        if self._run is None:
+            return self.threads, 0
+        library, handle = self._run.model.library, self._run.handle
+        return library.eg_run_threads(handle), library.eg_run_late(handle)
+
+    def remarks(self) -> tuple[str, ...]:
+        """What happened that nobody asked for: threads left out while their core was busy."""
+        late = self.pace[1]
+        what = "a thread's core was busy with something else, so that fewer worked for a while"
+        return (f"native: {late} times {what}",) if late else ()
 
     def ready(self, batch: int) -> _Run:
         """Caches for `batch` sequences."""
