@@ -20,7 +20,6 @@ import argparse
 import json
 import math
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ import text_models
 from msgspec import Struct
 from peers import Peer, PeerError
 
-from edgegen import bootstrap
+from edgegen import bootstrap, peaks
 from edgegen.devices.cpu import environment
 from edgegen.verify import sqnr_db
 
@@ -42,6 +41,7 @@ CHECK_PROMPT, CHECK_TOKENS = 32, 16
 # What a peer must reach to be doing the same work. Weights drawn at random, at 4 bit, keep about
 # 17 dB however well they are rounded; what is wrong altogether stays near 0.
 LEAST_DB = {"fp32": 30.0, "int8": 20.0, "int4": 8.0}
+READING_S = 0.5  # of measuring how fast memory is read
 GROUP_BITS = {"fp32": (32.0, 32.0), "int8": (8.5, 8.5), "int4": (4.5, 8.5)}  # scales in fp16
 
 
@@ -216,20 +216,6 @@ class Log:
             file.write(json.dumps(line) + "\n")
 
 
-def bandwidth_gbs(megabytes: float, threads: int) -> float:
-    """What this machine reads from a footprint of that size, in GB/s; NaN without a C compiler."""
-    source = Path(__file__).with_name("bandwidth.c")
-    with tempfile.TemporaryDirectory() as folder:
-        program = f"{folder}/bandwidth"
-        command = ["cc", "-O3", "-march=native", "-pthread", str(source), "-o", program]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            return math.nan
-        asked = [program, f"{megabytes:.3f}", str(threads)]
-        return float(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
-
-
 def weight_mb(source: Path, precision: str) -> float:
     """The least that one token must read: every matrix once, the head at its own precision."""
     from safetensors import safe_open
@@ -268,7 +254,7 @@ def table(
         )
         ratios = [ratio(first, answers, prompt, what) for what in ("tpot_ms", "ttft_ms")]
         load, rss = (median(a[name] for a in answers) for name in ("load_ms", "peak_rss_mb"))
-        share = "-" if math.isnan(limit_ms) else f"{limit_ms / median(tpot):.0%}"
+        share = f"{limit_ms / median(tpot):.0%}"
         yield (
             f"| {one.peer.name} | {median(ttft):.2f} | {median(tpot):.3f} | {ratios[0]} | "
             f"{ratios[1]} | {share} | {load:.0f} | {rss:.0f} | {one.agreement} |"
@@ -313,7 +299,7 @@ def one_table(plan: Plan, asked: argparse.Namespace, log: Log) -> list[str]:
     lines = [f"## {plan.model}, {plan.precision}", ""]
     for threads in asked.threads if ready and not asked.build_only else ():
         megabytes = weight_mb(source, plan.precision)
-        speed = bandwidth_gbs(megabytes, threads)
+        speed = peaks.reading_gb_s(int(megabytes * 1e6 / 1024), threads, READING_S)
         limit_ms = megabytes / speed
         log.write({"bandwidth_gbs": speed, "megabytes": megabytes, "threads": threads})
         vocabulary = text_models.vocabulary_of(source)

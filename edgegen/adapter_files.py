@@ -21,7 +21,7 @@ from msgspec import Struct
 from torch import Tensor, nn
 
 from edgegen import checkpoint, records
-from edgegen.adapters import adaptable, adapted, attach, shapes
+from edgegen.adapters import adaptable, adapted, attach, largest_rank, shapes
 from edgegen.checkpoint import pack, unpack
 from edgegen.errors import FormatError, MismatchError, UnsupportedError, UsageError
 from edgegen.rooms import nearest
@@ -163,7 +163,7 @@ def fitted(net: nn.Module, found: Mapping[str, Factors], place: Path | str) -> d
     """`found` by the names of `net`'s layers; Hugging Face's may begin with "model.".
 
     Raises:
-        MismatchError: a layer that `net` does not have, or of another shape.
+        MismatchError: a layer that `net` does not have, or of another shape or too high a rank.
     """
     layers, out = adaptable(net), dict[str, Factors]()
     for given, factors in found.items():
@@ -180,6 +180,12 @@ def fitted(net: nn.Module, found: Mapping[str, Factors], place: Path | str) -> d
                 f"{place}: adapter of {name}: A {list(have[0])} and B {list(have[1])}, "
                 f"wanted A {list(want[0])} and B {list(want[1])}",
                 "it was made for another model: give the adapter of this one",
+            )
+        if len(factors.a) > largest_rank(layers[name]):
+            raise MismatchError(
+                f"{place}: adapter of {name}: rank {len(factors.a)}, the layer's smaller side is "
+                f"{largest_rank(layers[name])}",
+                "merge it with peft: as an adapter it is larger than the layer itself",
             )
         out[name] = factors
     return out

@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from edgegen.errors import NotFoundError, UnsupportedError, UsageError
 from edgegen.rooms import nearest
 
+MERGE = "merge it first: edgegen compress CHECKPOINT --method lora --set steps=0"
 CHILD = "adapter"  # what the adapter is called in the layer it sits on
 
 
@@ -109,7 +110,7 @@ def attach(
                 f"ask for a rank of at most {most}",
             )
         if hasattr(layers[name], CHILD):
-            raise UsageError(f"{name} has an adapter already", "merge it first: merge = true")
+            raise UsageError(f"{name} has an adapter already", MERGE)
         adapter = LowRank(layers[name], rank, scale, dropout).train(layers[name].training)
         layers[name].add_module(CHILD, adapter)
         layers[name].register_forward_hook(_add)

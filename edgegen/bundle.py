@@ -48,6 +48,7 @@ class Layer(Struct, frozen=True, forbid_unknown_fields=True):
 # How a graph of a quantized checkpoint is held to the quantized net itself: it computes the same
 # numbers in fp32, or its kernels round what passes between layers.
 EXACT, ROUNDED = "exact", "rounded"
+CACHE = "kv-int8"  # and one that computes the same from a cache in 8 bits
 
 
 class Artifact(Struct, frozen=True, forbid_unknown_fields=True):
@@ -140,6 +141,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """What the bundle is, what each layer became, and how far each engine was from torch.
 
     `adapters` are files by name, and `adapter` the one in use when nobody says which.
+    `kv_cache` is what the engine keeps the key/value cache in, where that is not fp32: "int8".
     """
 
     format_version: int
@@ -161,6 +163,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     quality: dict[str, float] = {}
     adapters: dict[str, str] = {}
     adapter: str = ""
+    kv_cache: str = ""
 
 
 class _Version(Struct, frozen=True):

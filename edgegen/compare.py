@@ -14,16 +14,15 @@ from edgegen.bootstrap import Floats
 from edgegen.bundle import Drift, worst
 from edgegen.choice import Best
 from edgegen.errors import GateError, NotComparableError, UsageError
-from edgegen.gates import Gate
+from edgegen.gates import GateResult
 from edgegen.metrics import NEITHER, TOO_FEW, Estimate, Ratio, between, estimates, ratios, resampled
 from edgegen.noise import Noise
-from edgegen.profile import SAMPLES_FOR, Profile, rate, samples
+from edgegen.profile import Profile, rate, samples
 from edgegen.verdict import verdict
 
 SCHEMA_VERSION = 1
 OPTION = {"batch": "--batch", "seed": "--seed", "prompt_tokens": "--prompt-tokens"}
 OPTION |= {"new_tokens": "--new-tokens"}
-SAMPLES = {"p90": 90, "p99": 99}  # the percentiles that a gate may only use of enough samples
 
 
 class Row(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,21 +57,6 @@ class Row(Struct, frozen=True, forbid_unknown_fields=True):
     slope: float = 0.0
     drift: Drift | None = None
     beaten_by: str = ""
-
-
-class GateResult(Struct, frozen=True, forbid_unknown_fields=True):
-    """How one row did at one gate, in the gate's terms: shares for a percentage, else its unit.
-
-    `sure` is false where the 95 % interval, `low` to `high`, holds the bound.
-    """
-
-    gate: str
-    row: str
-    value: float
-    low: float | None
-    high: float | None
-    met: bool
-    sure: bool
 
 
 class Comparison(Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,7 +112,7 @@ def compare(
         noise.floor([profiles[n] for n in members], [names[n] for n in members])
         for members in by_family.values()
     ]
-    results = [_try(gate, row) for gate in parsed for row in _gated(rows, gate)]
+    results = [result for gate in parsed for result in gates.hold(gate, rows)]
     notes = _notes(profiles, by_family)
     found = Comparison(SCHEMA_VERSION, tuple(rows), tuple(results), notes)
     return msgspec.structs.replace(
@@ -267,47 +251,6 @@ def _row(
         slope=validity.slope(profile)[0],
         drift=worst(profile.drifts) if profile.drifts else None,
     )
-
-
-def _gated(rows: Sequence[Row], gate: Gate) -> list[Row]:
-    """The rows a gate is for: those that are compared; a lone profile at a gate with a unit."""
-    compared = [row for row in rows if row.against]
-    if compared or (not gate.relative and len(rows) == 1):
-        return compared or list(rows)
-    raise UsageError(
-        f"gate {gate.text!r}: there is nothing to compare with",
-        "give a second profile of the same family, or a gate with a unit",
-    )
-
-
-def _try(gate: Gate, row: Row) -> GateResult:
-    found: Estimate | Ratio | None = (row.ratios if gate.relative else row.values).get(gate.metric)
-    if found is None:
-        raise _unknown(gate, row)
-    if gate.metric in SAMPLES and not row.values[gate.metric].valid:
-        needed = SAMPLES_FOR[SAMPLES[gate.metric]]
-        raise UsageError(
-            f"gate {gate.text!r}: {gate.metric} needs {needed} samples, {row.name} has "
-            f"{row.samples}",
-            f"profile with --repeats {needed}, or set the gate on p50",
-        )
-    less = 1 if gate.relative else 0
-    low, high = (None if end is None else end - less for end in (found.low, found.high))
-    met = gate.met(found.value - less)
-    sure = all(gate.met(end) == met for end in (low, high) if end is not None)
-    return GateResult(gate.text, row.name, found.value - less, low, high, met, sure)
-
-
-def _unknown(gate: Gate, row: Row) -> UsageError:
-    """Why a row has no figure for a gate."""
-    what = f"gate {gate.text!r}: {row.name}"
-    if gate.relative and gate.metric in row.values:
-        return UsageError(
-            f"{what} has {gate.metric}, but the first has none above zero that is like it",
-            f"a percentage needs one: give a number, as '{gate.metric}<=1'",
-        )
-    have = ", ".join(row.ratios if gate.relative else row.values)
-    return UsageError(f"{what} has no {gate.metric}", f"have: {have}")
 
 
 def _notes(profiles: Sequence[Profile], families: dict[str, list[int]]) -> tuple[str, ...]:

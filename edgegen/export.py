@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from edgegen import __version__, records, rooms
+from edgegen import __version__, eight_bit_cache, records, rooms
 from edgegen.bundle import (
     BASE,
     FORMAT_VERSION,
@@ -81,6 +81,7 @@ def export(
     group_size: int = 0,
     adapters: Mapping[str, Path | str] | None = None,
     merge: bool = False,
+    kv_cache: str = "",
     report: Report = silent,
 ) -> list[Bundle]:
     """Export `source` to every one of `formats`, prove each on its engine, write the bundle.
@@ -91,7 +92,8 @@ def export(
     training. `group_size` 0 chooses from the channels. `adapters` are folders by name (PEFT's, or
     checkpoints with adapters) that the bundle holds to be switched at run time; so it does with
     the adapters of a checkpoint, which go by its name and are in use from the start. `merge` adds
-    them to the weights instead: those of the checkpoint and of one folder.
+    them to the weights instead: those of the checkpoint and of one folder. `kv_cache` "int8" has
+    the engine keep a text model's cache in 8 bits.
 
     Raises:
         UsageError: an unknown precision, one that a quantized checkpoint does not have, a dimension
@@ -101,12 +103,15 @@ def export(
         ParityError: an engine does not compute the model within tolerance; nothing is written.
     """
     _check_usage(formats, precisions, group_size)
+    eight_bit_cache.check(kv_cache, formats)
     output = Path(output)
     for precision in precisions or ("",):
         records.target(_name(output, precision, precisions or ()))  # not after minutes of tracing
     meters.reset_peak()
     report("read the model", 0, 1)
     model = source if isinstance(source, Model) else open_source(source, inputs, pixels)
+    if kv_cache and not isinstance(model.loop, Text):
+        raise UsageError(f"{model.name}: has no key/value cache", "leave --kv-cache out")
     model, adapted = _adapted(model, adapters or {}, merge)
     if static and adapted[0]:
         raise UsageError(
@@ -121,7 +126,7 @@ def export(
     with _scratch(output) as scratch:
         drawn = _draw(model, folded, switched, scratch, formats, report)
         report("compute the reference", 0, 1)
-        drawn = drawn._replace(golden=_golden(model, switched))
+        drawn = drawn._replace(golden=_golden(model, switched), kv_cache=kv_cache)
         return [
             _bundle(
                 drawn, _name(output, precision, precisions), precision, data, group_size, report
@@ -197,6 +202,7 @@ class _Drawn(NamedTuple):
     formats: tuple[str, ...]
     notes: dict[tuple[str, str], tuple[str, ...]]
     golden: list[Case]
+    kv_cache: str = ""
 
 
 def _name(output: Path, precision: str, precisions: Sequence[str]) -> Path:
@@ -269,6 +275,10 @@ def _bundle(
             write_adapter(feeds, part / FOLDER / f"{name}.npz")
         write_golden([case for case in drawn.golden if keep(case)], part / GOLDEN)
         manifest = _manifest(drawn, output.name, precision, artifacts)
+        if drawn.kv_cache:
+            manifest = eight_bit_cache.settled(
+                part, manifest, drawn.kv_cache, drawn.golden, lambda m: _write_manifest(part, m, [])
+            )
         rows = _prove(part, manifest, drawn.golden, report)
         _write_manifest(part, manifest, rows)
     return open_bundle(output)
@@ -286,6 +296,14 @@ def _check_usage(formats: Sequence[str], precisions: Sequence[str] | None, group
     for name in formats:
         if name not in have:
             raise NotFoundError(f"no format {name!r}", rooms.nearest(name, have))
+        lacks = getattr(rooms.load("edgegen.exporters", name), "LACKS", {})
+        for precision in precisions or ():
+            if precision in lacks:
+                rest = [other for other in formats if other != name] or ["openvino"]
+                raise UnsupportedError(
+                    f"{name}: {precision}: {lacks[precision]}",
+                    f"leave {name} out: --to {','.join(rest)}; or take --precision fp16",
+                )
     if group_size and (group_size < 16 or group_size & (group_size - 1)):
         raise UsageError(f"group size {group_size}", "take a power of two from 16: 16, 32, 64, 128")
 

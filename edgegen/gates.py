@@ -8,11 +8,20 @@ METRIC one of `METRICS` (`rss` for peak_rss), or quality.NAME
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from edgegen.errors import UsageError
+from edgegen.profile import SAMPLES_FOR
 from edgegen.rooms import nearest
+
+if TYPE_CHECKING:
+    from edgegen.compare import Row
+    from edgegen.metrics import Estimate, Ratio
+
+SAMPLES = {"p90": 90, "p99": 99}  # the percentiles that a gate may only use of enough samples
 
 # What a metric is counted in.
 METRICS = {
@@ -56,6 +65,21 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True):
         return value <= self.bound if self.upper else value >= self.bound
 
 
+class GateResult(Struct, frozen=True, forbid_unknown_fields=True):
+    """How one row did at one gate, in the gate's terms: shares for a percentage, else its unit.
+
+    `sure` is false where the 95 % interval, `low` to `high`, holds the bound.
+    """
+
+    gate: str
+    row: str
+    value: float
+    low: float | None
+    high: float | None
+    met: bool
+    sure: bool
+
+
 def parse(text: str, what: str = "gate") -> Gate:
     """The gate that `text` says; errors call it `what`.
 
@@ -82,7 +106,59 @@ def parse(text: str, what: str = "gate") -> Gate:
         return Gate(text, metric, upper, value / 100, relative=True, unit="%")
     if unit not in UNITS[counted]:
         units = ", ".join(u for u in UNITS[counted] if u) or "no unit"
-        raise UsageError(
-            f"{what} {text!r}: {metric} is not in {unit or 'no unit'}", f"have: {units}"
-        )
+        wrong = f"is not in {unit}" if unit else "without a unit"
+        raise UsageError(f"{what} {text!r}: {metric} {wrong}", f"have: {units}")
     return Gate(text, metric, upper, value * UNITS[counted][unit], relative=False, unit=counted)
+
+
+def hold(gate: Gate, rows: Sequence[Row]) -> list[GateResult]:
+    """How each of the rows that a gate is for does at it.
+
+    Raises:
+        UsageError: there is no such row, or one without a valid figure.
+    """
+    return [_try(gate, row) for row in _gated(rows, gate)]
+
+
+def _gated(rows: Sequence[Row], gate: Gate) -> list[Row]:
+    """The rows a gate is for: those that are compared; a lone profile at a gate with a unit."""
+    compared = [row for row in rows if row.against]
+    if compared or (not gate.relative and len(rows) == 1):
+        return compared or list(rows)
+    raise UsageError(
+        f"gate {gate.text!r}: there is nothing to compare with",
+        "give a second profile of the same family, or a gate with a unit",
+    )
+
+
+def _try(gate: Gate, row: Row) -> GateResult:
+    found: Estimate | Ratio | None = (row.ratios if gate.relative else row.values).get(gate.metric)
+    if found is None:
+        raise _unknown(gate, row)
+    if gate.metric in SAMPLES and not row.values[gate.metric].valid:
+        needed = SAMPLES_FOR[SAMPLES[gate.metric]]
+        raise UsageError(
+            f"gate {gate.text!r}: {gate.metric} needs {needed} samples, {row.name} has "
+            f"{row.samples}",
+            f"profile with --repeats {needed}, or set the gate on p50",
+        )
+    less = 1 if gate.relative else 0
+    low, high = (None if end is None else end - less for end in (found.low, found.high))
+    met = gate.met(found.value - less)
+    sure = all(gate.met(end) == met for end in (low, high) if end is not None)
+    return GateResult(gate.text, row.name, found.value - less, low, high, met, sure)
+
+
+def _unknown(gate: Gate, row: Row) -> UsageError:
+    """Why a row has no figure for a gate."""
+    what = f"gate {gate.text!r}: {row.name}"
+    if gate.relative and gate.metric in row.values:
+        return UsageError(
+            f"{what} has {gate.metric}, but the first has none above zero that is like it",
+            f"a percentage needs one: give a number, as '{gate.metric}<=1'",
+        )
+    if gate.metric.startswith("quality."):
+        store = f"edgegen eval {row.bundle} --data DATA --save; then profile again"
+        return UsageError(f"{what} has no {gate.metric}", f"run: {store}")
+    have = ", ".join(row.ratios if gate.relative else row.values)
+    return UsageError(f"{what} has no {gate.metric}", f"have: {have}")

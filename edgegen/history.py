@@ -116,7 +116,7 @@ def history(
     if not rows:
         raise NotFoundError(
             f"{folder}: {len(files)} JSON files, none of them a profile with {metric}",
-            "make one with: edgegen profile BUNDLE -o FOLDER",
+            _way_to(metric),
         )
     asked = {"bundle": bundles, "engine": engines, "device": devices}
     for column, wanted in asked.items():
@@ -142,6 +142,15 @@ def _expression(metric: str) -> tuple[str, list[str]]:
     if name not in SQL:
         raise UsageError(f"no metric {metric!r}", nearest(metric, [*SQL, "quality.NAME"]))
     return SQL[name], []
+
+
+def _way_to(metric: str) -> str:
+    """How a profile with that metric is made."""
+    if metric.startswith("quality."):
+        return "make one with: edgegen eval BUNDLE --data DATA --save; edgegen profile BUNDLE"
+    if metric in ("ttft", "tpot"):
+        return "these two are of text; of other bundles there is: --metric p50"
+    return "make one with: edgegen profile BUNDLE -o FOLDER"
 
 
 def _day(option: str, text: str) -> str:

@@ -113,7 +113,10 @@ def read(path: Path | str) -> Profile:
         NotFoundError: no such file.
         FormatError: not a profile, broken, or of a newer schema.
     """
-    version = records.read(_Version, path).schema_version
+    try:
+        version = records.read(_Version, path).schema_version
+    except FormatError as error:
+        raise FormatError(str(error), "make a profile: edgegen profile BUNDLE -o FILE") from error
     if version > SCHEMA_VERSION:
         raise FormatError(
             f"{path}: schema_version {version}, this EdgeGen reads up to {SCHEMA_VERSION}",

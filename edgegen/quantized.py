@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,9 @@ from edgegen.rooms import nearest
 from edgegen.spec import Array, Scheme
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Embedding)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+KINDS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding)
 INPUT = "input_quantizer"
 # A parametrized weight under the name it has without; what is stored beside it, likewise.
 READABLE = {"parametrizations.weight.original": "weight"}
@@ -157,7 +160,7 @@ class WeightQuantizer(nn.Module):
         if not self.active():
             return weight
         grouped = self.grouped(weight)
-        wide = self.scale[..., None]  # (rows, groups, 1)
+        wide = learned(self.scale, self.group, self.levels[1])[..., None]  # (rows, groups, 1)
         q = self.integers(grouped, wide)
         if self.scheme.codebook:
             # The nearest entry; its gradient goes to the weight and to the scale, not the table.
@@ -215,14 +218,27 @@ class InputQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.active():
             return x
+        scale = learned(self.scale, x[:1].numel(), 255)
         zero = rounded(self.zero).clamp(0, 255)
-        q = (rounded(x / self.scale) + zero).clamp(0, 255)
-        return (q - zero) * self.scale
+        q = (rounded(x / scale) + zero).clamp(0, 255)
+        return (q - zero) * scale
 
 
 def rounded(x: Tensor) -> Tensor:
     """Half to even, as ONNX's QuantizeLinear and OpenVINO's FakeQuantize; gradient 1."""
     return straight_through(x, x.round())
+
+
+def learned(scale: Tensor, count: int, most: int) -> Tensor:
+    """`scale`, which `count` values share; its gradient times 1 / sqrt(count * most).
+
+    Source: Esser et al. 2020, arXiv:1902.08153, section 2.2 (LSQ); `most` is Q_P there.
+    """
+    if not scale.requires_grad:
+        return scale
+    alias = scale.view_as(scale)
+    alias.register_hook(lambda slope: slope * (count * most) ** -0.5)
+    return alias
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
@@ -361,6 +377,9 @@ def set_input(module: nn.Module, low: float, high: float) -> None:
     """Fill the quantizer of a layer's input for values from `low` to `high`; 0 is always among
     them, and exact.
 
+    Before a transposed convolution values below 0 (of SiLU, of a linear layer) make the range
+    symmetric: behind any zero point but the middle OpenVINO computes it in fp32.
+
     Raises:
         MismatchError: bounds that are not finite, or no quantizer there.
     """
@@ -368,6 +387,9 @@ def set_input(module: nn.Module, low: float, high: float) -> None:
     if step is None:
         raise MismatchError("set_input: this layer's input has no quantizer", "set input_bits=8")
     low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if low < 0 and isinstance(module, TRANSPOSED):
+        high = max(-low * 127 / 128, high)
+        low = -high * 128 / 127
     span = max(high - low, 1e-8)
     if not span < float("inf"):
         raise MismatchError(f"set_input: bounds {low} to {high}", "calibrate on finite inputs")
@@ -432,6 +454,7 @@ def fold(net: nn.Module) -> Folded:
     """
     check(net)
     reference = copy.deepcopy(net)
+    settle_biases(reference)
     weights: dict[str, Stored] = {}
     inputs: dict[str, tuple[float, int]] = {}
     for name, module in list(reference.named_modules()):
@@ -448,6 +471,47 @@ def fold(net: nn.Module) -> Folded:
         delattr(module, INPUT)
         _drop(module._forward_pre_hooks, _quantize_input)
     return Folded(plain, weights, inputs, reference)
+
+
+def settle_biases(net: nn.Module) -> None:
+    """Move what is added behind each convolution of rounded inputs and weights, in place, to a
+    whole number of steps of its sums: int8 kernels add it as int32.
+
+    It is moved by half a step, 1/130050 of the range, at most; what is added is the bias, or where
+    a batch norm stands right behind in a `Sequential`, what is left of that in the convolution.
+    """
+    followed = _followed(net)
+    for name, layer in net.named_modules():
+        weight, inputs = quantizer_of(layer), input_quantizer_of(layer)
+        if not isinstance(layer, CONVOLUTIONS) or weight is None or inputs is None:
+            continue
+        if weight.scale.shape[1] == 1 and weight.scheme.symmetric:
+            with torch.no_grad():
+                _settle_bias(layer, weight.scale[:, 0] * inputs.scale, followed.get(name))
+
+
+def _settle_bias(layer: Any, step: Tensor, norm: Any) -> None:
+    """`step` (rows,) or (1,) is what a sum of products counts in."""
+    if norm is None:
+        if layer.bias is not None:
+            layer.bias.copy_((layer.bias / step).round() * step)
+        return
+    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+    bias = 0.0 if layer.bias is None else layer.bias
+    added, step = norm.bias + (bias - norm.running_mean) * factor, (step * factor).abs()
+    whole = torch.where(step > 0, (added / step).round() * step, added)
+    norm.bias.add_(whole - added)
+
+
+def _followed(net: nn.Module) -> dict[str, nn.Module]:
+    """The batch norms right behind a layer, which exporters fold into it, by the layer's name."""
+    found: dict[str, nn.Module] = {}
+    for at, body in net.named_modules():
+        if isinstance(body, nn.Sequential):
+            for (first, _), (_, second) in pairwise(body.named_children()):
+                if isinstance(second, NORMS) and second.affine and second.track_running_stats:
+                    found[f"{at}.{first}" if at else first] = second
+    return found
 
 
 def _make_plain(module: nn.Module) -> None:

@@ -114,19 +114,21 @@ PRECISIONS |= {
     "w8a8": {"bits": 8, "activations": "static"},
     "mixed": {"bits": "mixed"},
 }
+UNTRAINED = ("dynamic", "mixed")  # qat has none of its own: it goes on with what quantize chose
 
 
 def alone(kind: str, value: str, options: dict[str, Any]) -> Recipe:
     """A recipe of one step; `value` is what stands behind its own name on the command line:
-    --prune RATIO, --quantize PRECISION, --lora RANK.
+    --prune RATIO, --quantize PRECISION, --qat PRECISION, --lora RANK.
 
     Raises:
         UsageError: an unknown precision, or an option that stands in `options` as well.
     """
     meant: dict[str, Any] = {}
-    if kind == "quantize" and value:
-        if value not in PRECISIONS:
-            raise UsageError(f"--quantize {value}", rooms.nearest(value, PRECISIONS))
+    if kind in QUANTIZE and value:
+        known = [name for name in PRECISIONS if kind == "quantize" or name not in UNTRAINED]
+        if value not in known:
+            raise UsageError(f"--{kind} {value}", rooms.nearest(value, known))
         meant = PRECISIONS[value]
     elif value:
         meant = {{"prune": "ratio", "lora": "rank"}[kind]: value}
@@ -185,6 +187,8 @@ def options_of(step: Step, kind: type[T], place: str = "recipe") -> T:
         return records.convert(kind, step.options, where, strict=False)
     except EdgeGenError as error:
         have = ", ".join(getattr(kind, "__struct_fields__", ()))
+        if "Expected `array`" in str(error):
+            error.hint = 'write a list, such as ["layers.0.*"]; of one, too'
         raise UsageError(str(error), error.hint or f"{step.kind} has: {have}") from error
 
 
@@ -196,12 +200,13 @@ def _impossible(step: Step, state: set[str]) -> tuple[str, str] | None:
             "the model is quantized, and its scales belong to the channels it has",
             "prune first, then quantize",
         )
-    if step.kind in QUANTIZE and quantized:
+    if step.kind == "quantize" and quantized:
         return "the model is already quantized", "leave one of the two steps out"
-    if step.kind in ("prune", *QUANTIZE) and adapted:
+    if step.kind in ("prune", *QUANTIZE) and adapted and not (step.kind == "qat" and quantized):
         return (
             "adapters are attached that belong to the layers as they are",
-            "merge them first, or put this step before them",
+            "merge them first (a checkpoint's: edgegen compress CHECKPOINT --method lora "
+            "--set steps=0), or put this step before them",
         )
     if step.kind == "distil" and not state and not step.options.get("student"):
         return (

@@ -62,11 +62,12 @@ class Peaks(Struct, frozen=True, forbid_unknown_fields=True):
 class Roof(Struct, frozen=True, forbid_unknown_fields=True):
     """A kind of operator, or a whole phase, against its roof; one run, or one token of a decode.
 
-    `name` is the operator ("Conv") or the phase: "run", "prefill" or "decode". `ms` is the time
-    taken, `flops` and `bytes` what the graph asks for, `roof_ms` the least time that the device
-    needs for these, and `of_roof` the share of the roof reached: `roof_ms` / `ms`. `bound` is
-    "compute", "bandwidth" or "overhead"; the last where the roof explains little of the time.
-    An operator that the graph does not have is the engine's own: no flops, no bytes, all overhead.
+    `name` is the phase, "run", "prefill" or "decode", or the kind of operator: "Conv",
+    "ConvTranspose", "MatMul", "Attention" and "other", which holds all that does not multiply and
+    what the engine added of its own. `ms` is the time taken, `flops` and `bytes` what the graph
+    asks for, `roof_ms` the least time that the device needs for these, and `of_roof` the share of
+    the roof reached: `roof_ms` / `ms`. `bound` is "compute", "bandwidth" or "overhead"; the last
+    where the roof explains little of the time.
     """
 
     name: str

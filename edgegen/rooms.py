@@ -31,7 +31,6 @@ EXTRA_OF = {
     "jinja2": "text",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
-    "matplotlib": "report",
     "altair": "report",
     "markdown_it": "report",
     "vl_convert": "report",

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import platformdirs
 from msgspec import Struct
 from torch import Tensor, nn
@@ -251,56 +250,13 @@ def draw(found: Sensitivity, path: Path | str) -> None:
     """A heat map of the ledger, as PNG: a row a kind of layer, a column a block, a panel a change.
 
     Raises:
-        MissingExtraError: Matplotlib is not installed.
+        MissingExtraError: Altair or vl-convert is not installed.
     """
     try:
-        from matplotlib.figure import Figure
+        from edgegen.charts import heat
     except ModuleNotFoundError as error:
-        raise rooms.missing(error, "sensitivity") from error
-    from matplotlib.colors import LogNorm
-
-    blocks, parts = axes_of([row.layer for row in found.rows])
-    changes = list(dict.fromkeys(row.change for row in found.rows))
-    values = [max(row.loss, 0.0) for row in found.rows]
-    top = max(values, default=0.0) or 1.0
-    norm = LogNorm(vmin=max(min((v for v in values if v > 0), default=top), top * 1e-6), vmax=top)
-    wide, high = max(5.0, 0.28 * len(blocks) + 3), max(1.6, 0.3 * len(parts) + 1.0)
-    figure = Figure(figsize=(wide, high * len(changes) + 0.4), layout="constrained")
-    panels = figure.subplots(len(changes), 1, squeeze=False)[:, 0]
-    for panel, change in zip(panels, changes, strict=True):
-        grid = np.full((len(parts), len(blocks)), np.nan)
-        for row in found.rows:
-            if row.change == change:
-                block, part = place_of(row.layer)
-                grid[parts.index(part), blocks.index(block)] = max(row.loss, float(norm.vmin or 0))
-        picture = panel.imshow(grid, norm=norm, cmap="magma_r", aspect="auto")
-        panel.set_title(change, loc="left", fontsize=10)
-        panel.set_yticks(range(len(parts)), parts, fontsize=8)
-        panel.set_xticks(range(len(blocks)), blocks, fontsize=7)
-    panels[-1].set_xlabel("block")
-    figure.colorbar(picture, ax=list(panels), label=f"loss, {found.measure}")
-    with records.whole(path) as part_path:
-        figure.savefig(part_path, format="png", dpi=130)
-
-
-def place_of(layer: str) -> tuple[str, str]:
-    """The block of a layer and its name in it: "layers.3.mlp.up_proj" -> ("3", "mlp.up_proj").
-
-    What is in no numbered block is in block "-".
-    """
-    words = layer.split(".")
-    index = next((i for i, word in enumerate(words) if word.isdigit()), None)
-    if index is None:
-        return "-", layer
-    inner = words[index + 1 :]
-    return words[index], ".".join(inner or words[:index])
-
-
-def axes_of(layers: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The blocks and the names in a block, each once, in order; what is in no block comes first."""
-    places = [place_of(layer) for layer in layers]
-    blocks = sorted({block for block, _ in places}, key=lambda b: -1 if b == "-" else int(b))
-    return blocks, list(dict.fromkeys(part for _, part in places))
+        raise rooms.missing(error, "the heat map") from error
+    heat.draw(found, path)
 
 
 def inspect_rows(found: Sensitivity) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

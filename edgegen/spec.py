@@ -180,9 +180,10 @@ class Operator(Struct, frozen=True, forbid_unknown_fields=True):
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """How an engine opens a graph.
 
-    `threads` 0 leaves the choice to the engine. `precision` is what must run, never less.
-    `provider` is passed through to the engine as it is. `adapter` is the one in use from the
-    start, "none" the model without one; empty leaves it to the bundle.
+    `threads` 0 leaves the choice to the engine. `precision` is what must run, never less;
+    `kv_cache` that of the key/value cache, where it is another one. `provider` is passed through
+    to the engine as it is. `adapter` is the one in use from the start, "none" the model without
+    one; empty leaves it to the bundle.
     """
 
     threads: int = 0
@@ -191,6 +192,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     profile: bool = False
     provider: dict[str, str] = {}
     adapter: str = ""
+    kv_cache: str = ""
 
 
 class Session(Protocol):

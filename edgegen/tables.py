@@ -63,7 +63,7 @@ def table(rows: Sequence[Row]) -> Table:
         "size MB": _change("size"),
     }
     if any("energy" in row.values for row in rows):
-        cells["energy J"] = _energy
+        cells[f"J/{rows[0].rate_unit.removesuffix('s/s')}"] = _energy
     qualities = {name for row in rows for name in row.values if name.startswith("quality.")}
     cells |= {name.removeprefix("quality."): _value(name) for name in sorted(qualities)}
     if any(row.drift for row in rows):

@@ -50,6 +50,8 @@ def groups(tasks: Sequence[Task], interleave: bool | None) -> list[list[Task]]:
 def to_files(tasks: Sequence[Task], output: Path | None) -> list[Task]:
     """The tasks with their files: `output` for one, in the folder `output` for several.
 
+    A bundle that is given twice, to see how far it is from itself, has a second file NAME-2.json.
+
     Raises:
         UsageError: a file for several, two of one name, or a place nothing can be written to.
     """
@@ -57,16 +59,19 @@ def to_files(tasks: Sequence[Task], output: Path | None) -> list[Task]:
         return list(tasks)
     if len(tasks) == 1 and not output.is_dir():
         return [msgspec.structs.replace(tasks[0], file=records.target(output))]
-    if output.exists() and not output.is_dir():
+    if output.suffix == ".json" or (output.exists() and not output.is_dir()):
         several = f"-o {output} is a file, but there are {len(tasks)} profiles"
         raise UsageError(several, "give a folder")
-    stems = [_stem(task) for task in tasks]
-    for stem in stems:
-        if stems.count(stem) > 1:
+    stems: dict[str, Task] = {}
+    for task in tasks:
+        stem = _stem(task)
+        if stem in stems and stems[stem].job.path != task.job.path:
             raise UsageError(f"two profiles would be {output / stem}.json", "rename one bundle")
+        again = (f"{stem}-{number}" for number in range(2, len(tasks) + 1))
+        stems[next(name for name in (stem, *again) if name not in stems)] = task
     return [
         msgspec.structs.replace(task, file=records.target(output / f"{stem}.json"))
-        for task, stem in zip(tasks, stems, strict=True)
+        for stem, task in stems.items()
     ]
 
 

@@ -89,9 +89,16 @@ def _modes(series: Sequence[float]) -> str:
     return f"two modes: repeats gather at {found[0]:.3g} and {found[1]:.3g} ms" if found else ""
 
 
+def _ends(profile: Profile, what: str) -> tuple[float | None, float | None]:
+    """A figure at the start and at the end: the GPU's own, where it ran there."""
+    key = f"gpu_{what}" if profile.device.startswith("gpu") else what
+    start, end = (profile.environment.get(f"{key}_{when}") for when in ("start", "end"))
+    return start, end
+
+
 def _clock(profile: Profile) -> str:
     """The clock fell: the device throttled, or the governor let it rest."""
-    start, end = (profile.environment.get(f"clock_mhz_{when}") for when in ("start", "end"))
+    start, end = _ends(profile, "clock_mhz")
     if not start or not end or end >= THROTTLED_SHARE * start:
         return ""
     return f"throttled: the clock went from {start:.0f} to {end:.0f} MHz"
@@ -99,7 +106,7 @@ def _clock(profile: Profile) -> str:
 
 def _heat(profile: Profile) -> str:
     """The hottest sensor: a device at its limit lowers its clock, now or in the next minute."""
-    start, end = (profile.environment.get(f"heat_c_{when}") for when in ("start", "end"))
+    start, end = _ends(profile, "heat_c")
     if not end or end < HOT_C:
         return ""
     return f"hot: {end:.0f} °C at the end, {start or 0:.0f} °C at the start"

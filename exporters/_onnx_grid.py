@@ -21,8 +21,9 @@ from onnx import helper, numpy_helper
 
 from edgegen.exporters import _grid
 from edgegen.exporters._grid import Finder, Found
-from edgegen.exporters._onnx_nodes import Writer
-from edgegen.exporters._onnx_quantize import drop_unused, fold_transposes, gemm_to_matmul, save
+from edgegen.exporters._onnx_nodes import Writer, drop_unused
+from edgegen.exporters._onnx_quantize import fold_transposes, gemm_to_matmul, save
+from edgegen.exporters._onnx_shuffle import SHUFFLED, plan, shapes, shuffle
 from edgegen.spec import Array
 
 BLOCKS = (16, 32, 64, 128, 256)  # what MatMulNBits takes
@@ -49,10 +50,13 @@ def dress(
     model = onnx.load(path)
     dresser = _Dresser(model, folded, levels or LEVELS)
     dresser.dress()
+    shuffled = shuffle(model, dresser.shuffled)
     del model.graph.value_info[:]  # written for what is no longer there
     drop_unused(model)
     notes = _grid.check_found(dresser.finder, folded.inputs, "onnx")
     save(model, path)
+    if shuffled:
+        dresser.said[SHUFFLED] += shuffled
     counted = (f"{count} {what}" for what, count in dresser.said.items())
     notes = (*_grid.said(folded.weights, folded.inputs), *counted, *notes)
     return notes, not folded.inputs and not dresser.rounds
@@ -67,6 +71,8 @@ class _Dresser:
         self.found: dict[str, Found | None] = {}
         self.said: Counter[str] = Counter()
         self.rounds = False  # does a kernel round what it is given?
+        self.shuffled: set[str] = set()  # ConvTranspose nodes that will be a Conv
+        self.sizes = shapes(model)
         self.out = Writer(model.graph)
 
     def dress(self) -> None:
@@ -223,6 +229,11 @@ class _Dresser:
         """Is there an int8 kernel for this operator with this weight?"""
         stored = self._stored(found)
         plain = stored.scheme.symmetric and stored.table is None and stored.scale.shape[1] == 1
+        if node.op_type == "ConvTranspose" and plain:
+            size = tuple(self.sizes.get(node.input[0], [None] * 4)[2:])
+            if plan(node, stored.shape, size) is not None:
+                self.shuffled.add(node.name)
+                return True
         return plain and node.op_type in INT8_OPS
 
     def _stored(self, found: Found) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -103,3 +103,26 @@ class Writer:
         if have == columns:
             return value
         return self.node("Slice", [value, *(self.ints([each]) for each in (0, columns, 1))])
+
+
+def drop_unused(model: Any) -> None:
+    """Take out the constants that nothing reads any more, dequantized or not."""
+    graph = model.graph
+    dead = [None]
+    while dead:
+        used = {output.name for output in graph.output} | set(_read(graph))
+        weights = [n for n in graph.node if n.op_type == "DequantizeLinear"]
+        dead = [node for node in weights if node.output[0] not in used]
+        for node in dead:
+            graph.node.remove(node)
+    for weight in [w for w in graph.initializer if w.name not in used]:
+        graph.initializer.remove(weight)
+
+
+def _read(graph: Any) -> Iterator[str]:
+    """What the nodes of a graph read, and those of the graphs inside it."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _read(attribute.g)

@@ -15,11 +15,15 @@ from onnx import numpy_helper, version_converter
 
 from edgegen.errors import UnsupportedError
 from edgegen.exporters import group_size
+from edgegen.exporters._onnx_nodes import drop_unused
+from edgegen.exporters._onnx_shuffle import SHUFFLED, shuffle
 from edgegen.spec import Feed, GraphSpec
 
 OPSET_CHANNELS = 13
 LARGEST_INLINE = 1_500_000_000  # protobuf stops at 2 GB; weights above this go to model.onnx.data
 STATIC_OPS = ["Conv", "Gemm", "MatMul"]  # those with an int8 kernel
+# What ends a convolution without being computed: the rounding of its output cuts off as well.
+CLAMPS = ["Relu", "Clip"]
 
 
 @contextmanager
@@ -119,13 +123,15 @@ class _Reader:
 
 
 def _static(path: Path, calibration: Sequence[Feed]) -> tuple[str, ...]:
-    """QDQ with uint8 activations, int8 weights per channel; ConvTranspose with int8 weights alone.
+    """QDQ with uint8 activations, int8 weights per channel; a ConvTranspose becomes a Conv where it
+    can, else it has int8 weights alone.
 
     int8 activations fuse less in ONNX Runtime and are computed wrongly by OpenVINO in places.
     """
     from onnxruntime.quantization import QuantType, quantize_static
 
     model = _modern(onnx.load(path))
+    shuffled = shuffle(model)
     del model.graph.value_info[:]  # the exporter's shapes of weights contradict the quantizer's
     count = _quantize_transposed(model)
     save(model, path)
@@ -134,7 +140,7 @@ def _static(path: Path, calibration: Sequence[Feed]) -> tuple[str, ...]:
             model,
             path,
             _Reader(calibration),
-            op_types_to_quantize=STATIC_OPS,
+            op_types_to_quantize=[*STATIC_OPS, *CLAMPS],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -142,6 +148,7 @@ def _static(path: Path, calibration: Sequence[Feed]) -> tuple[str, ...]:
     note = f"{count} ConvTranspose weight-only: ONNX Runtime has no int8 kernel (not faster)"
     return (
         f"static int8 calibrated on {len(calibration)} batches",
+        *([f"{shuffled} {SHUFFLED}"] if shuffled else []),
         *([note] if count else []),
     )
 
@@ -303,13 +310,6 @@ def gemm_to_matmul(model: Any, minus: Callable[[Any], bool] = lambda node: False
         for offset, item in enumerate(new):
             model.graph.node.insert(index + offset, item)
     drop_unused(model)
-
-
-def drop_unused(model: Any) -> None:
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {output.name for output in model.graph.output}
-    for weight in [w for w in model.graph.initializer if w.name not in used]:
-        model.graph.initializer.remove(weight)
 
 
 def _channels(model: Any) -> dict[str, int]:

@@ -18,6 +18,8 @@ from edgegen.exporters import _grid
 from edgegen.exporters._grid import Finder, Found
 from edgegen.spec import Array
 
+# Seen in the plans of OpenVINO 2026.4: u8 from 0 and symmetric i8 have kernels, others none.
+UNEVEN = "transposed convolutions behind an uneven range: OpenVINO computes them in fp32"
 THROUGH = ("Convert", "Reshape", "Transpose")
 SIGNED = {4: Type.i4, 8: Type.i8}
 UNSIGNED = {2: Type.u2, 4: Type.u4, 8: Type.u8}
@@ -152,6 +154,8 @@ class _Dresser:
     def _round(self, user: Any, name: str) -> None:
         """A FakeQuantize before the layer; layers that read one value alike share it."""
         scale, zero = self.folded.inputs[name]
+        if user.get_type_name() == "ConvolutionBackpropData" and zero not in (0, 128):
+            self.said[UNEVEN] += 1
         source = user.input_value(0)
         key = source.get_node().get_name(), source.get_index(), scale, zero
         if key not in self._rounded:

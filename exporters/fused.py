@@ -9,7 +9,7 @@ embedding that stands in the file once. The head sees only the rows that are ask
     rows (rows,)             positions of batch * seq whose logits are wanted
     lengths (batch,)         tokens of each sequence, the new ones included, less one
     longest ()               the most of any of them
-    past_key_values.N.key|value -> present.N.key|value: one buffer, (batch, kv_heads, room, head_dim)
+    past_key_values.N.key|value -> present.N.key|value   one buffer, (batch, heads, room, size)
     logits (rows, vocabulary)
     next (rows,)             the most likely token of each
 
@@ -30,8 +30,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
 from edgegen.exporters import group_size, is_text
-from edgegen.exporters._onnx_nodes import Writer
-from edgegen.exporters._onnx_quantize import drop_unused, save
+from edgegen.exporters._onnx_nodes import Writer, drop_unused
+from edgegen.exporters._onnx_quantize import save
 from edgegen.spec import Array, Feed, GraphSpec
 
 FILE = "model.fused.onnx"
@@ -48,7 +48,7 @@ def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
     """The decoder in fp32, straight from its weights.
 
     Raises:
-        UnsupportedError: no decoder of the `gpt` family.
+        UnsupportedError: no decoder of the `gpt` family, or heads that attention cannot take.
     """
     from edgegen.models.gpt import Net
 
@@ -56,6 +56,12 @@ def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
         raise UnsupportedError(
             f"fused: graph {graph.name} is no decoder of the gpt family",
             "leave fused out of --to: it runs text alone",
+        )
+    size, unit = module.config.head_size, 16 if module.config.style == "llama" else 8
+    if size % unit:
+        raise UnsupportedError(
+            f"fused: head_dim is {size}, ONNX Runtime's attention wants a multiple of {unit}",
+            "leave fused out of --to: onnx and openvino run any size",
         )
     weights = {name: t.detach().float().numpy() for name, t in module.state_dict().items()}
     drawn = helper.make_graph([], graph.name, *_ends(graph, module.config.style))
@@ -248,6 +254,7 @@ class _Quantizer:
     def __init__(self, model: Any, weights: dict[str, Any], size: int) -> None:
         self._model, self._weights, self._size = model, weights, size
         self._writer = Writer(model.graph)
+        self._known: dict[str, tuple[str, str]] = {}
 
     def rewrite(self, bits: int, outer: int) -> None:
         """`bits` for products with a matrix, `outer` for embedding and head."""
@@ -271,13 +278,11 @@ class _Quantizer:
 
     def _packed(self, name: str, rows: Floats, bits: int) -> tuple[str, str]:
         """Integers (rows, groups, bytes of a group) and scales (rows, groups) of a matrix."""
-
-        def make() -> tuple[str, str]:
+        if name not in self._known:
             codes, scale = pack(rows, bits, self._size)
-            stem = name.removesuffix(".weight")
-            return self._writer.add(codes, name), self._writer.add(scale, f"{stem}.scale")
-
-        return self._writer.once(f"{name} packed", make)
+            names = name, f"{name}.scale"
+            self._known[name] = self._writer.add(codes, names[0]), self._writer.add(scale, names[1])
+        return self._known[name]
 
     def _product(self, node: Any, name: str, rows: Floats, bits: int) -> None:
         codes, scale = self._packed(f"{name}.int{bits}", rows, bits)
@@ -323,7 +328,7 @@ def pack(rows: Floats, bits: int, size: int) -> tuple[Array, Floats]:
     scale = np.abs(most) / 127 if bits == 8 else most / -8
     steps = np.rint(np.divide(groups, scale, out=np.zeros_like(groups), where=scale != 0))
     middle = 1 << (bits - 1)
-    codes = (np.clip(steps, -middle, middle - 1) + middle).astype(np.uint8)
+    codes: Array = (np.clip(steps, -middle, middle - 1) + middle).astype(np.uint8)
     if bits == 4:
         codes = codes[..., ::2] | codes[..., 1::2] << 4
     return codes, scale[..., 0].astype(np.float32)

@@ -15,11 +15,14 @@ from edgegen.errors import UnsupportedError
 from edgegen.exporters import dynamic_axes, example, is_text
 from edgegen.exporters._onnx_grid import LAYER, dress
 from edgegen.exporters._onnx_quantize import STATIC_OPS, quantize, quiet, save
+from edgegen.exporters._onnx_shuffle import shuffle
+from edgegen.exporters._onnx_upsample import fold_upsampling
 from edgegen.spec import GraphSpec
 
-__all__ = ["FILE", "dress", "ledger", "quantize", "write"]
+__all__ = ["FILE", "dress", "fuse", "ledger", "quantize", "write"]
 
 FILE = "model.onnx"
+LACKS = {"bf16": "ONNX Runtime has no bf16 operators on a CPU, not even Add"}
 
 # Opset 23 has Attention and RMSNormalization as one operator each; 20 is what the static
 # quantizer and older consumers read. 26 is written with a wrong version by torch 2.13.
@@ -64,6 +67,21 @@ def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
     _forget_origin(model)
     save(model, path)
     return ()
+
+
+def fuse(path: Path) -> tuple[str, ...]:
+    """Nearest upsampling and the convolution behind it as one of fewer taps and a pixel shuffle.
+
+    A ConvTranspose of the model itself stays one: in fp32 it gains nothing.
+    """
+    model = onnx.load(path)
+    found = fold_upsampling(model)
+    if not found:
+        return ()
+    shuffle(model, found)
+    del model.graph.value_info[:]  # written for what is no longer there
+    save(model, path)
+    return (f"{len(found)} upsamplings folded into the convolution behind them (exact)",)
 
 
 def _forget_origin(model: Any) -> None:

@@ -18,9 +18,11 @@ from openvino import opset13 as ops
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
 from edgegen.exporters import _openvino_grid, example, group_size, is_text
-from edgegen.spec import Feed, GraphSpec
+from edgegen.exporters._openvino_upsample import fold_upsampling
+from edgegen.spec import Array, Feed, GraphSpec
 
 FILE = "openvino_model.xml"
+KV_CACHES = ("int8",)
 
 WEIGHTED = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul", "Gather")
 PRECISION_OF = {
@@ -141,6 +143,16 @@ def _start_empty(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
+def fuse(path: Path) -> tuple[str, ...]:
+    """Nearest upsampling and the convolution behind it as one transposed convolution."""
+    model = _read(path)
+    count = fold_upsampling(model)
+    if not count:
+        return ()
+    ov.save_model(model, path, compress_to_fp16=False)
+    return (f"{count} upsamplings folded into the convolution behind them (exact)",)
+
+
 def quantize(
     path: Path,
     graph: GraphSpec,
@@ -148,10 +160,12 @@ def quantize(
     calibration: Sequence[Feed] = (),
     group: int = 0,
 ) -> tuple[str, ...]:
-    """Rewrite the file at `path`: fp16 weights, static int8, or weight-only int8 and int4."""
+    """Rewrite the file at `path`: fp16 or bf16, static int8, or weight-only int8 and int4."""
     model = _read(path)
     if precision == "fp16":
         return _to_fp16(model, path)
+    if precision == "bf16":
+        return _to_bf16(model, path)
     with _nncf() as nncf:
         model, notes = _compress(nncf, model, precision, calibration, group)
     ov.save_model(model, path, compress_to_fp16=False)
@@ -203,6 +217,33 @@ def _to_fp16(model: Any, path: Path) -> tuple[str, ...]:
                 reader.replace_source_output(constant.output(0))
     ov.save_model(model, path, compress_to_fp16=False)
     return note, f"{len(exact)} constants behind angles stay fp32"
+
+
+def _to_bf16(model: Any, path: Path) -> tuple[str, ...]:
+    """Weights in bf16, but not what Sin and Cos are computed from; the plug-in keeps those two in
+    fp32 as well, and computes everything else in bf16 when it is opened so."""
+    angles = {node.get_friendly_name() for node in _behind_angles(model)}
+    count = 0
+    for node in list(model.get_ops()):
+        if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32:
+            continue
+        if len(node.get_output_shape(0)) < 2 or node.get_friendly_name() in angles:
+            continue
+        readers = list(node.output(0).get_target_inputs())
+        half = ops.constant(_nearest_bf16(np.array(node.data)), dtype=ov.Type.bf16)
+        half.set_friendly_name(node.get_friendly_name())
+        value = ops.convert(half, ov.Type.f32)
+        for reader in readers:
+            reader.replace_source_output(value.output(0))
+        count += 1
+    ov.save_model(model, path, compress_to_fp16=False)
+    return (f"{count} weights in bf16, computed in bf16: on CPUs that have it, and no others",)
+
+
+def _nearest_bf16(values: Array) -> Array:
+    """Half to even; OpenVINO itself would cut off."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _behind_angles(model: Any) -> list[Any]:

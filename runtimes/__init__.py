@@ -35,8 +35,8 @@ def deploy(
 ) -> Deployment:
     """A bundle, opened on an engine and a device; also called `edgegen.load`.
 
-    Without `runtime` the first installed engine that reads the bundle is taken. The precision of
-    `options` is always the bundle's own.
+    Without `runtime` the first installed engine that reads the bundle is taken. The precisions of
+    `options` are always the bundle's own.
 
     Raises:
         NotFoundError: no such bundle, engine, device or adapter; or the bundle lacks the engine's
@@ -52,7 +52,11 @@ def deploy(
         bundle.artifact(graph.name, engine.READS)
     _check_shapes(bundle, engine, device)
     _check_files(bundle, engine.READS)
-    options = msgspec.structs.replace(options or Options(), precision=bundle.manifest.precision)
+    options = msgspec.structs.replace(
+        options or Options(),
+        precision=bundle.manifest.precision,
+        kv_cache=bundle.manifest.kv_cache,
+    )
     deployment = Deployment(bundle, name, engine, device, options)
     first = options.adapter or bundle.manifest.adapter
     deployment.use(None if first in ("", NONE) else first)

@@ -73,6 +73,7 @@ class FusedSession:
         Sequence by sequence: where some are padded, what is padding has no place in the cache.
         """
         self.graph.check(inputs)
+        _check_places(inputs["position_ids"], inputs["attention_mask"])
         rows = [self._row(inputs, n) for n in range(len(inputs["input_ids"]))]
         return {
             spec.name: np.concatenate([r[spec.name] for r in rows]) for spec in self.graph.outputs
@@ -213,7 +214,8 @@ class Cache:
     def _positions(self, time: int) -> Array:
         """Of the new tokens; what is padding may have any that there is."""
         limit = self._graph.limits.get("past+seq", self._room)
-        return np.minimum(self.lengths[:, None] + np.arange(time), limit - 1)
+        found: Array = np.minimum(self.lengths[:, None] + np.arange(time), limit - 1)
+        return found
 
     def _advance(self, counts: Array | int) -> None:
         self.lengths += counts
@@ -279,9 +281,21 @@ class _Cached:
     ) -> Array:
         """Logits of the last position, (batch, vocabulary)."""
         if fresh or self._cache is None:
+            _check_places(position_ids, attention_mask)
             self._cache = self._session.cache(len(input_ids))
             return self._cache.forward(*_to_the_right(input_ids, attention_mask))
         return self._cache.forward(input_ids)
+
+
+def _check_places(positions: Array, mask: Array) -> None:
+    """Raise `MismatchError` for tokens elsewhere than after those that the mask lets through: the
+    graph counts them itself."""
+    wanted = np.maximum((mask != 0).cumsum(axis=1) - 1, 0)[:, mask.shape[1] - positions.shape[1] :]
+    if not np.array_equal(wanted, positions):
+        raise MismatchError(
+            "fused: position_ids do not count the tokens of attention_mask one by one from 0",
+            "give position_ids = max(cumsum(attention_mask) - 1, 0), or use --runtime onnxruntime",
+        )
 
 
 def _to_the_right(ids: Array, mask: Array) -> tuple[Array, Array]:

@@ -105,13 +105,26 @@ class TorchSession:
             return ()
         self._profiler.stop()
         rows, self._profiler = self._profiler.key_averages(), None
-        return tuple(
-            Operator(row.key, row.key, self._place.type, row.count, row.self_cpu_time_total / 1e3)
-            for row in rows
-            if row.self_cpu_time_total > 0
-        )
+        return summed(rows, "cpu" if self._place.type == "cpu" else "gpu")
 
     def close(self) -> None:
         """Drop the module."""
         self.operators()
         self._module = None
+
+
+def summed(rows: Any, device: str) -> tuple[Operator, ...]:
+    """The profiler's rows as operators, microseconds there.
+
+    On a GPU an operator takes the time of the kernels that it launched. These have rows of their
+    own, on the device's side, which would count them twice.
+    """
+    host = torch.autograd.DeviceType.CPU
+    times = [
+        (row, row.self_cpu_time_total if device == "cpu" else row.self_device_time_total)
+        for row in rows
+        if row.device_type == host
+    ]
+    return tuple(
+        Operator(row.key, row.key, device, row.count, us / 1e3) for row, us in times if us > 0
+    )

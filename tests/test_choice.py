@@ -87,7 +87,7 @@ def test_a_percentile_of_too_few_samples_fits_no_budget(three):
         ("p50<=20ms,", "is not understood", "write METRIC<=BOUND"),
         ("p5<=20ms", "no metric 'p5'", "did you mean 'p50'?"),
         ("p50<=20MB", "p50 is not in MB", "have: us, ms, s"),
-        ("p50<=20", "p50 is not in no unit", "have: us, ms, s"),
+        ("p50<=20", "p50 without a unit", "have: us, ms, s"),
         ("energy<=1J", "no profile has energy", "have: p50"),
         ("p50", "is not understood", "write METRIC<=+5%"),
     ],

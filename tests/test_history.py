@@ -169,3 +169,13 @@ def test_pictures_are_files_of_their_own(folder, tmp_path):
     page = (tmp_path / "x.html").read_text()
     assert "toy fp32 onnxruntime cpu" in page
     assert 'src="http' not in page
+
+
+@pytest.mark.parametrize(
+    ("metric", "hint"), [("quality.fid", "edgegen eval BUNDLE"), ("tpot", "these two are of text")]
+)
+def test_a_metric_that_nobody_has_says_where_it_comes_from(make_profile, tmp_path, metric, hint):
+    records.write(make_profile(), tmp_path / "p.json")
+    with pytest.raises(NotFoundError, match=f"none of them a profile with {metric}") as error:
+        history(tmp_path, metric)
+    assert hint in error.value.hint

@@ -120,7 +120,7 @@ def test_a_budget_says_how_much_worse(bound, value, met):
         ("quantize prune", 2, "its scales belong to the channels", "prune first"),
         ("qat prune", 2, "its scales belong to the channels", "prune first"),
         ("quantize quantize", 2, "already quantized", "leave one of the two"),
-        ("quantize qat", 2, "already quantized", "leave one of the two"),
+        ("qat quantize", 2, "already quantized", "leave one of the two"),
         ("distil prune", 1, "nothing to learn", "put it after a step"),
     ],
 )
@@ -148,6 +148,7 @@ def test_good_orders_pass():
     check_order([Step("prune"), Step("distil"), Step("lora"), Step("quantize")], ())
     check_order([Step("distil", {"student": {"width": 8}}), Step("prune"), Step("quantize")], ())
     check_order([Step("quantize"), Step("lora")], ())
+    check_order([Step("quantize"), Step("qat"), Step("lora", {"merge": False}), Step("qat")], ())
 
 
 def test_an_unknown_option_is_refused_with_the_nearest():
@@ -171,8 +172,20 @@ def test_one_method_alone_is_a_recipe_of_one_step():
     assert found.steps == (Step("prune", {"ratio": "0.5", "schedule": 3}),)
     assert recipe.alone("distil", "", {}).steps == (Step("distil"),)
     assert recipe.alone("quantize", "int4", {}).steps == (Step("quantize", {"bits": 4}),)
+    w8a8 = {"bits": 8, "activations": "static"}
+    assert recipe.alone("qat", "w8a8", {}).steps == (Step("qat", w8a8),)
+    with pytest.raises(UsageError, match="--qat mixed"):
+        recipe.alone("qat", "mixed", {})
     with pytest.raises(UsageError, match="--quantize int9") as error:
         recipe.alone("quantize", "int9", {})
     assert error.value.hint == "did you mean 'int8'?"
     with pytest.raises(UsageError, match=r"--prune 0\.5 and --set ratio=0\.4"):
         recipe.alone("prune", "0.5", {"ratio": 0.4})
+
+
+def test_a_word_where_a_list_is_wanted_is_told_how_to_be_one():
+    from edgegen.compress.prune import Options
+
+    with pytest.raises(UsageError, match="Expected `array`, got `str`") as error:
+        options_of(Step("prune", {"layers": "layers.0"}), Options)
+    assert error.value.hint.startswith("write a list")

@@ -178,17 +178,17 @@ def rows():
 
 
 def test_the_heat_map_is_a_picture_with_a_cell_a_layer(tmp_path):
-    pytest.importorskip("matplotlib", reason="the heat map is drawn with Matplotlib")
+    heat = pytest.importorskip("edgegen.charts.heat", reason="needs the report extra")
     image = pytest.importorskip("PIL.Image", reason="the picture is read with Pillow")
     draw(Sensitivity("kl_nats", 3.0, "data", "k", rows()), tmp_path / "heat.png")
     with image.open(tmp_path / "heat.png") as picture:
         assert picture.width > 300 and picture.height > 300
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
-    assert sensitivity.axes_of([row.layer for row in rows()]) == (
+    assert heat.axes_of([row.layer for row in rows()]) == (
         ["-", "0", "1", "2"],
         ["embed_tokens", "mlp.up", "mlp.down"],
     )
-    assert sensitivity.place_of("average.body.2") == ("2", "average.body")
+    assert heat.place_of("average.body.2") == ("2", "average.body")
 
 
 def test_the_table_shows_the_most_sensitive_layer_first():

@@ -41,7 +41,7 @@ def test_text_shows_both_latencies_and_the_rest_one(make_profile):
 def test_columns_nobody_fills_are_left_out(make_profile):
     plain, _ = tables.table(compare([make_profile()]).rows)
     full, rows = tables.table(compare([make_profile(energy_j=1.5, quality={"elbo": 3.0})]).rows)
-    assert set(full) - set(plain) == {"energy J", "elbo"}
+    assert set(full) - set(plain) == {"J/image", "elbo"}
     assert rows[0][full.index("elbo")] == "3.00"
     assert "run vs first" not in plain
 
@@ -115,7 +115,7 @@ def test_energy_is_never_without_how_it_was_had(make_profile):
         make_profile(2),
     ]
     columns, cells = tables.table(compare(rows).rows)
-    energy = columns.index("energy J")
+    energy = columns.index("J/image")
     assert [row[energy] for row in cells] == ["2.00 measured", "1.00 modelled", "-"]
 
 

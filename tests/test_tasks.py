@@ -45,6 +45,12 @@ def test_files_are_called_after_bundle_engine_board_and_device(job, tmp_path):
     assert tasks.to_files([Task(job)], None)[0].file is None
 
 
+def test_a_bundle_that_is_given_twice_has_two_files(job, tmp_path):
+    found = tasks.to_files([Task(job), Task(job), Task(job)], tmp_path / "new")
+    names = ["toy-vae-callable-cpu", "toy-vae-callable-cpu-2", "toy-vae-callable-cpu-3"]
+    assert [task.file.stem for task in found] == names
+
+
 @pytest.fixture
 def done(job, make_profile, tmp_path):
     """A task whose file holds its profile."""
@@ -73,6 +79,7 @@ def test_what_is_measured_already_is_not_missing(done, job):
         {"repeats": 2},
         {"warmup": 0},
         {"threads": 4},
+        {"adapter": "french"},
     ],
 )
 def test_a_profile_of_something_else_is_no_substitute(done, change):
@@ -85,3 +92,18 @@ def test_a_file_that_is_no_profile_is_no_substitute_either(done):
     done.file.write_text("{")
     assert not tasks.measured(done)
     assert not tasks.measured(msgspec.structs.replace(done, file=None))
+
+
+def test_profiles_of_two_adapters_go_to_two_files(job, tmp_path):
+    options = [msgspec.structs.replace(job.options, adapter=name) for name in ("none", "french")]
+    jobs = [msgspec.structs.replace(job, options=each) for each in options]
+    files = tasks.to_files(tasks.on_each(jobs, [("", "cpu")]), tmp_path / "profiles")
+    stems = [task.file.stem for task in files]
+    assert "-none-" in stems[0] and "-french-" in stems[1]
+
+
+def test_without_an_adapter_is_what_a_bundle_without_any_is(done):
+    none = msgspec.structs.replace(done.job.options, adapter="none")
+    assert tasks.measured(
+        msgspec.structs.replace(done, job=msgspec.structs.replace(done.job, options=none))
+    )

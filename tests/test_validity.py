@@ -105,3 +105,15 @@ def test_operators_that_fell_back_are_named_with_their_share(make_profile):
     assert "fallback" not in flagged(make_profile(device="cpu", operators=operators))
     assert "fallback" not in flagged(make_profile(device="auto", operators=operators))
     assert "fallback" not in flagged(make_profile(device="gpu", operators=operators[:1]))
+
+
+def test_of_a_gpu_its_own_clock_and_heat_count(make_profile):
+    environment = {"clock_mhz_start": 3000.0, "clock_mhz_end": 1000.0}
+    environment |= {"gpu_clock_mhz_start": 1980.0, "gpu_clock_mhz_end": 1980.0}
+    environment |= {"gpu_heat_c_start": 40.0, "gpu_heat_c_end": 90.0}
+    found = validity.flags(make_profile(device="gpu:1", environment=environment))
+    assert not any(flag.startswith("throttled") for flag in found)
+    assert "hot: 90 °C at the end, 40 °C at the start" in found
+    environment["gpu_clock_mhz_end"] = 990.0
+    found = validity.flags(make_profile(device="gpu", environment=environment))
+    assert "throttled: the clock went from 1980 to 990 MHz" in found

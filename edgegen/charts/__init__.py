@@ -4,6 +4,7 @@
     pareto.py     latency against size, memory, energy, quality
     operators.py  which operators the time goes to
     roofline.py   how near each run came to what its device can do
+    heat.py       which layers a change hurts
     look.py       colours, scales and fonts that they share
 
 Needs the extra `report`; importing one of these without it is a ModuleNotFoundError.

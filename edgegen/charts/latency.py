@@ -121,7 +121,7 @@ def shares(rows: Sequence[Row], profiles: Sequence[Profile], which: str, what: s
     )
     return look.figure(
         chart,
-        height=max(180, ROW * len(rows)),
+        height=look.middling(len(rows)),
         alt=f"{what}: share of the samples that took no longer, one curve for each profile",
         caption=f"The share of samples that took no longer ({what}). Further left is faster, "
         "steeper is steadier; dashed: half of them, and nine in ten.",
@@ -159,7 +159,7 @@ def positions(rows: Sequence[Row], profiles: Sequence[Profile]) -> Figure:
     )
     return look.figure(
         chart,
-        height=max(180, ROW * len(rows)),
+        height=look.middling(len(rows)),
         alt="Time of each later token by its place in the text, median over the repeats",
         caption="Each later token by its place: median over the repeats, shaded from the first to "
         "the third quartile. A line that climbs is the price of a longer text.",

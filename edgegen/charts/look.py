@@ -97,6 +97,11 @@ def _even(found: Span) -> list[float]:
     return [round(float(n * step), 9) for n in np.arange(first, last + 1)]
 
 
+def middling(count: int) -> int:
+    """The height of a chart that all profiles share: that of their lines where these are few."""
+    return min(max(180, ROW * count), 320)
+
+
 def lines(count: int) -> Any:
     """A line for each of `count`, the first at the top; no axis, for names stand in the picture."""
     scale = altair.Scale(domain=[count - 0.65, -0.62], nice=False, zero=False)

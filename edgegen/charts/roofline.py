@@ -14,6 +14,7 @@ from edgegen.charts import look
 from edgegen.charts.look import Figure, Span
 from edgegen.compare import Row
 from edgegen.roofs import Peaks, Roof, Roofline
+from edgegen.rooftables import threads
 from edgegen.tables import number
 
 # Where the name of a roof stands: of memory over its bend, of arithmetic at its end.
@@ -72,7 +73,7 @@ def _figure(rows: Sequence[Row], found: Mapping[str, Roofline]) -> Figure:
         chart,
         height=320,
         alt=f"Roofline of {peaks.device_name}. {said}",
-        caption=f"{peaks.device_name}, {peaks.threads} threads. Higher is more arithmetic a "
+        caption=f"{peaks.device_name}, {threads(peaks)}. Higher is more arithmetic a "
         "second, further right more of it for each byte moved. The lines are the most that was "
         f"measured here: {_listed(peaks)}. Large marks are whole runs (of a text: each token; "
         "squares: reading the prompt); small ones are operators. Far below the lines is overhead.",

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def compare(
-    files: list[Path] = typer.Argument(help="Profiles; a folder stands for those in it."),
+    files: list[Path] = typer.Argument(help="Profiles; a folder stands for those in it, by name."),
     gate: list[str] = typer.Option([], help="As 'p50<=+5%' or 'size<=20MB'; exit 4 when missed."),
     best: str = typer.Option(
-        "", help="As 'p50<=20ms, rss<=200MB': which one to take, and why; exit 4 when none fits."
+        None, help="As 'p50<=20ms, rss<=200MB': which one to take, and why; exit 4 when none fits."
     ),
     html: Path = typer.Option(None, help="Write a report, one HTML file with plots."),
     sheet: list[Path] = typer.Option(
@@ -31,19 +31,21 @@ def compare(
     json: bool = typer.Option(False, "--json", help="Print the comparison as JSON."),
 ) -> None:
     """Compare profiles with the first: ratios, how sure they are, gates, and which to take."""
+    from edgegen import choice, tables
     from edgegen import profile as profiles_on_disk
-    from edgegen import tables
     from edgegen.compare import compare as compare_profiles
     from edgegen.compare import require
 
     if markdown and json:
         raise UsageError("--markdown and --json both print to stdout", "choose one of them")
+    if best is not None:
+        choice.parse(best)
     if junit and not (gate or best):
         raise UsageError("--junit has nothing to report", "give a gate: --gate 'p50<=+5%'")
     if sheet and not html:
         raise UsageError("--sheet goes into the report", "say where to: --html FILE")
     profiles = [profiles_on_disk.read(path) for path in _expand(files)]
-    comparison = compare_profiles(profiles, gate, best)
+    comparison = compare_profiles(profiles, gate, best or "")
     if json:
         _terminal.print_json(comparison)
     elif markdown:
@@ -104,6 +106,10 @@ def _expand(files: list[Path]) -> list[Path]:
     """The files; for a folder the JSON files in it, by name."""
     found = []
     for path in files:
+        if (path / "manifest.json").is_file():
+            raise UsageError(
+                f"{path} is a bundle, not a profile", f"make one: edgegen profile {path} -o FILE"
+            )
         inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
         if not inside:
             raise UsageError(

@@ -25,6 +25,9 @@ def compress(
     quantize: str = typer.Option(
         "", metavar="PRECISION", help="Quantize alone: int8, int4, w8a8, mixed."
     ),
+    qat: str = typer.Option(
+        "", metavar="PRECISION", help="Train the quantized model alone: int8, int4, w8a8."
+    ),
     distil: bool = typer.Option(False, "--distil", help="Distil alone."),
     lora: str = typer.Option("", metavar="RANK", help="Adapt alone: a rank, or auto."),
     method: str = typer.Option("", "--method", help="Any method alone, all by --set."),
@@ -65,7 +68,7 @@ def compress(
     from edgegen.compress import Target
     from edgegen.compress import compress as run
 
-    alone = {"prune": prune, "quantize": quantize, "lora": lora}
+    alone = {"prune": prune, "quantize": quantize, "qat": qat, "lora": lora}
     method = method or ("distil" if distil else "")
     asked = _recipe(recipe, alone, method, [*settings, *_latency(target_latency)])
     changes: dict[str, object] = {

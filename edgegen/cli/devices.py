@@ -13,7 +13,7 @@ from edgegen.errors import UsageError
 if TYPE_CHECKING:
     from edgegen.devices import Device
     from edgegen.doctor import Finding
-    from edgegen.fleet.client import Member
+    from edgegen.fleet.line import Member
     from edgegen.survey import Survey
 
 

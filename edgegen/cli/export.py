@@ -24,7 +24,7 @@ def export(
     to: str = typer.Option("onnx,openvino", "--to", help="Formats: onnx, openvino, torch."),
     precision: str | None = typer.Option(
         None,
-        help="fp32, fp16, int8, int4; several: fp32,int8. A quantized checkpoint has its own.",
+        help="fp32, fp16, bf16, int8, int4; several: fp32,int8. A quantized one has its own.",
     ),
     input: list[str] = typer.Option(
         [],
@@ -41,6 +41,9 @@ def export(
     static: str = typer.Option("", help="Fix free dimensions: 'batch=1,seq=256'."),
     data: str = typer.Option("", help="Calibration images for int8: digits, idx:DIR, images:DIR."),
     group_size: int = typer.Option(0, help="Group of int4 weights; 0 chooses from the channels."),
+    kv_cache: str = typer.Option(
+        "", "--kv-cache", metavar="int8", help="Keep text's key/value cache in 8 bits (openvino)."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the manifest as JSON."),
     quiet: bool = typer.Option(False, "-q", "--quiet", help="No progress."),
 ) -> None:
@@ -60,6 +63,7 @@ def export(
             merge=merge,
             data=data or None,
             group_size=group_size,
+            kv_cache=kv_cache,
             report=report,
         )
     if json:

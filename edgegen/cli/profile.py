@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgegen.cli import _terminal
-from edgegen.errors import EdgeGenError, UsageError
+from edgegen.errors import EdgeGenError, NotComparableError, UsageError
 
 if TYPE_CHECKING:
     from edgegen.profile import Profile
@@ -20,7 +20,7 @@ def profile(
     bundles: list[Path] = typer.Argument(help="Bundles; several are measured in turns."),
     runtime: str = typer.Option("", help="Engines, by commas; auto: the fastest here."),
     device: list[str] = typer.Option(
-        ["cpu"], "-d", "--device", help="cpu, gpu, gpu:1, npu, auto. Of a fleet: pi5, pi5/gpu, all."
+        [], "-d", "--device", help="cpu (default), gpu:1, npu, auto. Of a fleet: pi5, pi5/gpu, all."
     ),
     batch: int = typer.Option(1, help="Sequences or images at once."),
     prompt_tokens: int = typer.Option(None, help="Text: random tokens to read. [default: 32]"),
@@ -46,6 +46,9 @@ def profile(
     ),
     roofline: bool = typer.Option(
         False, "--roofline", help="Say why it is slow, and what int8, int4 or half would buy."
+    ),
+    watts: float = typer.Option(
+        0.0, help="Of the busy CPU, to model energy without a meter. [default: its own rating]"
     ),
     timeout: float = typer.Option(1800.0, help="Seconds a process may take."),
     fleet: str = typer.Option("", help="tls://HOST:8786: on devices that have joined that hub."),
@@ -89,12 +92,13 @@ def profile(
             allow_fallback=allow_fallback,
             verify=verify,
             roofline=roofline,
+            watts=watts,
         )
         for path in bundles
         for engine in runtime.split(",")
         for name in adapter.split(",")
     ]
-    places = _boards(fleet, keys, device) if fleet else [("", one) for one in device]
+    places = _boards(fleet, keys, device) if fleet else [("", one) for one in device or ["cpu"]]
     groups = tasks.groups(tasks.to_files(tasks.on_each(jobs, places), output), interleave)
     if rounds is None:
         turns = any(len(group) > 1 for group in groups)
@@ -150,6 +154,11 @@ def _boards(fleet: str, keys: Path | None, names: list[str]) -> list[tuple[str, 
     from edgegen.fleet import keys as certificates
 
     where = address.parse(fleet)
+    if not names:
+        raise UsageError(
+            "--fleet: no device is named",
+            f"give --device all, or some of: edgegen devices --fleet {where}",
+        )
     folder = certificates.find(where, keys, certificates.CLIENT)
     pairs = [name.partition("/") for name in names]
     chosen = client.choose(where, folder, [name for name, _, _ in pairs])
@@ -233,20 +242,26 @@ def _print(profiles: list[Profile], json: bool) -> None:
         _terminal.print_json(profiles[0] if len(profiles) == 1 else profiles)
         return
     from edgegen import sketch, tables
-    from edgegen.compare import compare
+    from edgegen.compare import compare, families
 
-    alone = [compare([one]) for one in profiles]
-    for family in dict.fromkeys(one.family for one in profiles):
-        rows = [found.rows[0] for found in alone if found.rows[0].family == family]
-        _terminal.print_table(*tables.table(rows))
-        mine = [one for one in profiles if one.family == family]
-        names = [row.name for row in rows]
-        typer.echo(sketch.distributions(mine, names, **_terminal.canvas()) + "\n")
+    try:
+        found = [(profiles, compare(profiles))]
+    except NotComparableError as error:  # each fitted its request to itself
+        _terminal.note(f"not compared: {error}")
+        found = [([one], compare([one])) for one in profiles]
+    for members, comparison in found:
+        for family, rows in families(comparison).items():
+            _terminal.print_table(*tables.table(rows))
+            mine = [one for one in members if one.family == family]
+            names = [row.name for row in rows]
+            typer.echo(sketch.distributions(mine, names, **_terminal.canvas()) + "\n")
     if len(profiles) == 1 and not profiles[0].roofline:
         _operators(profiles[0])
     for one in profiles:
         _roofline(one)
-    for note in dict.fromkeys(note for found in alone for note in tables.footnotes(found)):
+    for source in dict.fromkeys(one.energy_source for one in profiles):
+        _terminal.note(f"energy: {source}")
+    for note in dict.fromkeys(note for _, one in found for note in tables.footnotes(one)):
         _terminal.note(note)
 
 

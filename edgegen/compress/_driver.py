@@ -23,6 +23,7 @@ from msgspec import Struct
 from edgegen import checkpoint, records, rooms
 from edgegen.bundle import Bundle, open_bundle
 from edgegen.compress._gate import (
+    OF_TOKENS,
     Figures,
     bundle_of,
     format_of,
@@ -33,6 +34,7 @@ from edgegen.compress._gate import (
 )
 from edgegen.compress._material import read_material
 from edgegen.compress._open import check_finite, open_work, sha256_of, traces
+from edgegen.compress._vocabulary import likewise
 from edgegen.compress._work import Setting, Target, Work
 from edgegen.errors import EdgeGenError, GateError, UsageError
 from edgegen.quantized import count
@@ -42,6 +44,7 @@ from edgegen.spec import Report, silent
 from edgegen.steps import Entry, Verdict
 
 ROOM = "edgegen.compress"
+VOCABULARY = "vocabulary"  # the part whose pruning changes what a token is
 PLAN, ORIGINAL = "plan.json", "original.json"
 UNJUDGED = Verdict("not measured", "the run was stopped before the gate")
 
@@ -116,6 +119,7 @@ def compress(
     check(recipe)
     options = [options_of(step, rooms.load(ROOM, step.kind).Options) for step in recipe.steps]
     format_of(target)
+    _check_budgets(recipe, options)
     report("read the model", 0, 1)
     work = open_work(str(source), inputs, pixels)
     _check_family(recipe, work.spec.family)
@@ -200,6 +204,8 @@ def _all_steps(run: _Run, work: Work, output: Path) -> tuple[Entry, ...]:
         except GateError:
             raise
         except EdgeGenError as error:
+            if isinstance(error, UsageError) and not (run.folder / "step-1").is_dir():
+                shutil.rmtree(run.folder)  # asked for wrongly: there is nothing to go on with
             last = run.folder / f"step-{number - 1}" if number > 1 else run.source
             error.hint = "; ".join(
                 filter(None, (error.hint, f"the last good checkpoint is {last}"))
@@ -251,7 +257,7 @@ def _apply(run: _Run, before: Work, number: int, path: Path) -> None:
     began = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.setting.seed + number)
-        setting = run.setting._replace(folder=folder)
+        setting = _in_tokens_of(before, run)._replace(folder=folder)
         after = rooms.load(ROOM, step.kind).apply(before._replace(notes={}), options, setting)
     check_finite(after.net, f"step {number}, {step.kind}")
     entry = Entry(
@@ -267,6 +273,30 @@ def _apply(run: _Run, before: Work, number: int, path: Path) -> None:
     )
     _save(path, after._replace(history=(*before.history, {})), entry)
     shutil.rmtree(folder)
+
+
+def _in_tokens_of(work: Work, run: _Run) -> Setting:
+    """Data and original as the model reads them now: an earlier step may have taken tokens."""
+    setting, material = run.setting, run.setting.material
+    if setting.original.tokenizer is None or setting.original.tokenizer == work.tokenizer:
+        return setting
+    if material is not None and run.data and material.tokenizer != work.tokenizer:
+        material = read_material(work, run.data, setting.report)
+    return setting._replace(original=likewise(setting.original, work), material=material)
+
+
+def _check_budgets(recipe: Recipe, options: Sequence[Any]) -> None:
+    """Raise `UsageError` for a budget of what is counted by the token where tokens go."""
+    fewer = [
+        number for number, one in enumerate(options, 1) if VOCABULARY in getattr(one, "parts", ())
+    ]
+    per_token = [name for name in recipe.gate.quality if name in OF_TOKENS]
+    if fewer and per_token:
+        raise UsageError(
+            f"recipe: step {fewer[0]} takes tokens away, and {per_token[0]} is counted by the "
+            "token: before and after are not to be compared",
+            "give a budget for bits_per_byte instead",
+        )
 
 
 def _count(work: Work) -> int:

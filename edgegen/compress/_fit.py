@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from msgspec import Struct
@@ -36,11 +37,14 @@ def fit(
     loss: Callable[[int], dict[str, Tensor]],
     options: Fit,
     *,
+    paced: Sequence[tuple[nn.Parameter, float]] = (),
     folder: Path | None = None,
     what: str = "training",
     report: Report = silent,
 ) -> tuple[dict[str, float], ...]:
     """Train `parameters` of `net` in place; the losses along the way, each with its step.
+
+    Those in `paced` have `lr` times a factor of their own, and do not decay.
 
     `loss(step)` gives named scalars, the first of which is minimised; all its randomness must
     follow from the step, so that a killed run, whose state is kept in `folder` every so many
@@ -51,12 +55,15 @@ def fit(
             again.
         FormatError: what `folder` holds is of another net.
     """
-    optimizer = torch.optim.AdamW(parameters, options.lr, (0.9, 0.99), 1e-8, options.weight_decay)
+    groups: list[dict[str, Any]] = [{"params": list(parameters), "pace": 1.0}]
+    groups += [{"params": [p], "pace": pace, "weight_decay": 0.0} for p, pace in paced]
+    optimizer = torch.optim.AdamW(groups, options.lr, (0.9, 0.99), 1e-8, options.weight_decay)
+    every = [p for group in groups for p in group["params"]]
     start, curve = _restore(net, optimizer, folder)
     good = _copied(net)
     for step in range(start, options.steps):
         rate = learning_rate(options.lr, step, step / options.steps)
-        values = _step(parameters, optimizer, loss, step, rate, options.clip)
+        values = _step(every, optimizer, loss, step, rate, options.clip)
         report(what, step + 1, options.steps)
         keep = (step + 1) % options.every == 0 or step + 1 == options.steps
         if (step + 1) % CHECK and not keep:
@@ -95,7 +102,7 @@ def _step(
     clip: float,
 ) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["pace"]
     optimizer.zero_grad()
     values = loss(step)
     next(iter(values.values())).backward()

@@ -22,15 +22,18 @@ from edgegen.recipe import Gate
 from edgegen.runtimes import deploy
 from edgegen.spec import Report, silent
 from edgegen.steps import Measured, Verdict, shown, times
+from edgegen.text import FILE as TOKENIZER
 from edgegen.verify import sqnr_db
 
 METRICS = ("p50", "ttft", "size", "peak_rss")  # those that a history keeps
 # Figures that cost little; others are computed where the recipe has a budget for them.
 OF_TEXT = ("perplexity", "bits_per_byte", "kl_nats", "top1_agreement")
+OF_BYTES = ("bits_per_byte",)
+OF_TOKENS = ("perplexity", "kl_nats", "top1_agreement", "perplexity_ratio")
 OF_IMAGES = ("swd_pixels", "psnr_db", "ssim")
 OF_VAE = ("elbo_nats", "reconstruction_mse")
 # What a step that learns is judged by, where there is no budget: the first that there is.
-LEADING = ("perplexity", "reconstruction_mse", "swd_pixels", "sqnr_db")
+LEADING = ("perplexity", "bits_per_byte", "reconstruction_mse", "swd_pixels", "sqnr_db")
 Figures = dict[str, Figure]
 
 
@@ -80,7 +83,8 @@ def quality_of(
 ) -> Figures:
     """The quality figures of a bundle by name, likeness to the original among them.
 
-    Without data only the SQNR of the outputs for the same inputs, which text has not.
+    Without data only the SQNR of the outputs for the same inputs, which text has not. With other
+    tokens than the original's, only what is counted by the byte.
 
     Raises:
         NotFoundError: the recipe has a budget for a figure there is none of.
@@ -89,7 +93,8 @@ def quality_of(
     from edgegen.evaluate import evaluate
 
     found = _same_inputs(bundle, original, target)
-    metrics = _metrics(bundle) if data else ()
+    alike = _tokens_of(bundle) == _tokens_of(original)
+    metrics = (_metrics(bundle) if alike else OF_BYTES) if data else ()
     if not metrics or data is None:
         return found
     quality = evaluate(
@@ -97,12 +102,18 @@ def quality_of(
         data,
         runtime=target.runtime,
         device=target.device,
-        against=original.path,
+        against=original.path if alike else None,
         num=gate.num,
         metrics=[*metrics, *(name for name in gate.quality if name not in found)],
         report=report,
     )
     return found | quality.figures
+
+
+def _tokens_of(bundle: Bundle) -> str:
+    """The hash of its tokenizer, if it has one."""
+    files = bundle.manifest.files
+    return files[TOKENIZER].sha256 if TOKENIZER in files else ""
 
 
 def _metrics(bundle: Bundle) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from edgegen.adapters import MERGE
 from edgegen.compress import _decoder
 from edgegen.compress._probe import TEXT
 from edgegen.compress._work import Work
@@ -73,7 +74,7 @@ def check(work: Work, options: Options) -> None:
     if work.spec.adapters:
         raise UnsupportedError(
             "prune: adapters are attached that belong to the layers as they are",
-            "merge them first: set merge = true in the lora step",
+            MERGE,
         )
     goal = goal_of(options)
     given = {"ratio": options.ratio} if options.ratio is not None else {}

@@ -52,11 +52,11 @@ def correct_bias(
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2 (empirical).
     """
     replay = Replay(net, probe)
-    able = [name for name in replay.order if name in names and _bias(net, name) is not None]
+    able = [name for name in replay.order if name in names and bias_of(net, name) is not None]
     wanted = _means(Replay(original, probe), able)
     for index, name in enumerate(able):
         now = _means(replay, [name])[name]
-        bias = _bias(net, name)
+        bias = bias_of(net, name)
         assert bias is not None
         sign, values = bias
         values.data.add_(sign * (wanted[name] - now))
@@ -79,7 +79,7 @@ def _means(replay: Replay, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _bias(net: nn.Module, name: str) -> tuple[float, Tensor] | None:
+def bias_of(net: nn.Module, name: str) -> tuple[float, Tensor] | None:
     """What shifts a layer's output, and by which sign: its bias, or the batch norm's mean."""
     layer = net.get_submodule(name)
     if getattr(layer, "bias", None) is not None:

@@ -138,6 +138,37 @@ def without_tokens(work: Work, gone: Sequence[int]) -> tuple[Work, dict[int, int
     return rebuilt(work._replace(tokenizer=tokenizer), smaller, left), new
 
 
+def likewise(original: Work, work: Work) -> Work:
+    """`original` with only the tokens that `work` has: it reads the same ids, and its odds are
+    those of the tokens that are left.
+
+    Raises:
+        MismatchError: `work` has other tokens than a part of those of `original`.
+    """
+    if original.tokenizer == work.tokenizer:
+        return original
+    had, have = read(original), read(work)
+    config, left = config_of(original.spec), config_of(work.spec).vocab_size
+    gone = sorted({*_ids(had).values()} - {_ids(had).get(token, -1) for token in _ids(have)})
+    # Rows without a token are the first to go.
+    nameless = sorted(set(range(config.vocab_size)) - set(_ids(had).values()))
+    gone += nameless[: max(0, config.vocab_size - len(gone) - left)]
+    smaller = without_tokens(original, gone)[0] if gone else original
+    if config_of(smaller.spec).vocab_size != left or _ids(read(smaller)) != _ids(have):
+        raise MismatchError(
+            f"the model has {left} tokens, which are not a part of the original's "
+            f"{config.vocab_size}: the two cannot be compared",
+            "give the model it was made from: --original",
+        )
+    return smaller
+
+
+def _ids(file: Mapping[str, Any]) -> dict[str, int]:
+    """Every token's id, special ones included."""
+    ids: dict[str, int] = dict(file["model"]["vocab"])
+    return ids | {added["content"]: added["id"] for added in file.get("added_tokens", [])}
+
+
 def rewritten(file: dict[str, Any], new: Mapping[int, int]) -> bytes:
     """The tokenizer's file with only the tokens of `new`, under their new ids.
 

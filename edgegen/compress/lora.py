@@ -40,8 +40,9 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     `rank` "auto" gives the layers that matter most, as measured, more of the directions that
     `mean_rank` would give each. `data` and `output` weigh the family's own loss on the data and
     the likeness to the original model. With `base` "nf4" the adapted weights are held in 4 bits
-    meanwhile. `adapter` is a PEFT folder to go on from (with steps = 0 it is taken as it is),
-    `save` one to write. Without `merge` the adapters stay beside the model.
+    meanwhile. `adapter` is a PEFT folder to go on from (with steps = 0 it is taken as it is; so
+    are the adapters that a model has already), `save` one to write. Without `merge` the adapters
+    stay beside the model.
     """
 
     rank: int | Literal["auto"] = 8
@@ -73,10 +74,13 @@ def apply(work: Work, options: Options, setting: Setting) -> Work:
         MismatchError: `adapter` is of another model; a loss is no number any more.
         UnsupportedError: NF4 on a quantized weight; a loss that the family has not.
     """
+    if work.spec.adapters and options.merge and not (options.steps or options.adapter):
+        return _merged(work)
     _check(options)
     net = copy.deepcopy(work.net)
     given = fitted(net, read_peft(options.adapter), options.adapter) if options.adapter else {}
     ranks = {n: len(f.a) for n, f in given.items()} or _ranks(work, options, setting)
+    _check_inputs(work, ranks, options)
     held = _held(net, ranks, options)
     trained = _attach(net, ranks, held, options, setting)
     for name, factors in given.items():
@@ -99,6 +103,16 @@ def apply(work: Work, options: Options, setting: Setting) -> Work:
         left = {}
     spec = msgspec.structs.replace(work.spec, adapters=left)
     notes = {"ranks": ranks, **_notes(work, options, held, trained, ranks), **learnt}
+    return work._replace(spec=spec, net=net.eval(), notes=notes)
+
+
+def _merged(work: Work) -> Work:
+    """The model with the adapters that it has in its weights, and nothing learnt."""
+    net = copy.deepcopy(work.net)
+    names = adapters.merge(net)
+    part_average(net, None)
+    spec = msgspec.structs.replace(work.spec, adapters={})
+    notes = {"ranks": work.spec.adapters, "adapters": f"merged, {len(names)} of them"}
     return work._replace(spec=spec, net=net.eval(), notes=notes)
 
 
@@ -154,6 +168,16 @@ def _check(options: Options) -> None:
         raise UsageError(f"dropout is {options.dropout}", "give a share from 0 to below 1")
 
 
+def _check_inputs(work: Work, ranks: dict[str, int], options: Options) -> None:
+    """Refuse adapters that stay beside a layer whose input is rounded: none could be exported."""
+    rounded = [n for n in ranks if n in work.spec.layers and work.spec.layers[n].input_bits]
+    if rounded and not options.merge:
+        raise UnsupportedError(
+            f"lora: {rounded[0]}: its input is rounded to 8 bits, and an adapter beside it is not",
+            "set merge = true: adapters are then trained inside the rounding",
+        )
+
+
 def exported_layers(work: Work) -> dict[str, nn.Module]:
     """The layers that can be adapted and are exported, by name."""
     parts = checkpoint.graphs(work.spec, work.net).values()
@@ -169,11 +193,21 @@ def _ranks(work: Work, options: Options, setting: Setting) -> dict[str, int]:
             "lora: no Linear, Conv2d or ConvTranspose2d in what is exported", "nothing to adapt"
         )
     chosen = {name: layers[name] for name in select(layers, options.layers)}
-    if options.rank != "auto":
-        if options.layers != ("*",):
-            return dict.fromkeys(chosen, options.rank)  # asked for by name: refused if too high
-        return {n: options.rank for n, each in chosen.items() if largest_rank(each) >= options.rank}
-    return spread(_relevance(work, setting, list(chosen)), chosen, options.mean_rank)
+    if options.rank == "auto":
+        ranks = spread(_relevance(work, setting, list(chosen)), chosen, options.mean_rank)
+    else:
+        ranks = dict.fromkeys(chosen, options.rank)  # asked for by name: refused if too high
+        if options.layers == ("*",):
+            ranks = {n: r for n, r in ranks.items() if largest_rank(chosen[n]) >= r}
+    if not ranks:
+        most = max(map(largest_rank, chosen.values()))
+        raise UsageError(
+            f"lora: rank {options.rank}: no layer is left to adapt",
+            "no layer matters enough for one direction: raise mean_rank, or give a rank"
+            if options.rank == "auto"
+            else f"ask for a rank of at most {most}, the smaller side of the largest layer",
+        )
+    return ranks
 
 
 def _relevance(work: Work, setting: Setting, names: list[str]) -> dict[str, float]:

@@ -9,8 +9,9 @@
     bits        2 to 8, or "mixed": each layer's from `choices` by what it loses, under one of
                 `size_mb`, `average_bits` (scales included) and `quality` ("+1%", "25dB")
 
-Data-free: rtn, hqq, codebook, equalise; the others with `calibration = "self"`, text that the model
-says itself. Models of images need no data: latents are drawn.
+Data-free: rtn, hqq, codebook, equalise, bias_correction = "analytic" (from batch norms); the others
+with `calibration = "self"`, text that the model says itself. Models of images need no data: latents
+are drawn.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import torch
 from msgspec import Meta, Struct
 from torch import Tensor, nn
 
+from edgegen.adapters import MERGE
+from edgegen.compress._bias import shift_biases
 from edgegen.compress._layerwise import How, Method, Rounded, Zero, plain, round_layers
 from edgegen.compress._observers import Observer, Range
 from edgegen.compress._precision import mixed, schemes_of, weight_bytes
@@ -36,7 +39,7 @@ from edgegen.compress._smooth import activation_aware, equalised, fold, links, m
 from edgegen.compress._static import correct_bias, ranges
 from edgegen.compress._work import Setting, Work
 from edgegen.errors import MismatchError, UnsupportedError, UsageError
-from edgegen.quantized import attach, is_quantized, set_input, set_weight
+from edgegen.quantized import attach, is_quantized, set_input, set_weight, settle_biases
 from edgegen.sensitivity import layers_of
 from edgegen.spec import Scheme
 
@@ -66,7 +69,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     observer: Observer = "mse"
     smooth: Literal["none", "smoothquant", "equalise"] = "none"
     alpha: Annotated[float, Meta(ge=0, le=1)] = 0.5
-    bias_correction: bool = False
+    bias_correction: bool | Literal["analytic"] = False
     calibration: Literal["data", "self"] = "data"
     samples: Annotated[int, Meta(ge=1)] = 32
     tokens: Annotated[int, Meta(ge=2)] = 256
@@ -106,7 +109,10 @@ def apply(work: Work, options: Options, setting: Setting) -> Work:
     how = How(options.method, options.clip, options.zero, options.damping, options.act_order)
     rounded = round_layers(net, schemes, how, found, setting.report, importance)
     notes |= folded | ({"grid": rounded.notes} if rounded.notes else {})
-    if options.bias_correction and found is not None:
+    if options.bias_correction == "analytic":
+        after = {name: grid.weight for name, grid in rounded.grids.items()}
+        notes["bias corrected"] = shift_biases(net, before, after)
+    elif options.bias_correction and found is not None:
         notes["bias corrected"] = correct_bias(net, work.net, list(schemes), found, setting.report)
     bounds: dict[str, Range] = {}
     if options.activations == "static" and found is not None:
@@ -126,7 +132,7 @@ def _check(work: Work, options: Options, setting: Setting) -> None:
             "start from the checkpoint before it was quantized",
         )
     if work.spec.adapters:
-        raise UnsupportedError("quantize: adapters are attached", "merge them first")
+        raise UnsupportedError("quantize: adapters are attached", MERGE)
     budgets = [options.size_mb, options.average_bits, options.quality or None]
     given = sum(budget is not None for budget in budgets)
     if options.bits == MIXED and given != 1:
@@ -166,7 +172,7 @@ def _check_needs(options: Options) -> None:
     needs: list[str] = [options.method] if options.method in NEEDS_DATA else []
     needs += ["smoothquant"] if options.smooth == "smoothquant" else []
     needs += ["static activations"] if options.activations == "static" else []
-    needs += ["bias correction"] if options.bias_correction else []
+    needs += ["bias correction"] if options.bias_correction is True else []
     needs += ["mixed precision"] if options.bits == MIXED else []
     if needs:
         raise UsageError(f"quantize: {needs[0]} needs data", f"give --data text:FILES; or {FREE}")
@@ -192,7 +198,7 @@ def _calibration(work: Work, options: Options, setting: Setting) -> Probe | None
         options.method in NEEDS_DATA
         or options.smooth == "smoothquant"
         or options.activations == "static"
-        or options.bias_correction
+        or options.bias_correction is True
     )
     if not needed:
         return None
@@ -271,6 +277,7 @@ def _fill(
         set_weight(layer, grid.scale, grid.zero, grid.table)
         if name in bounds:
             set_input(layer, *bounds[name])
+    settle_biases(net)
 
 
 def _told(

@@ -8,7 +8,8 @@ host: profile --fleet  --tls-->  hub (scheduler)  <--tls--  board: devices join 
 `join`     the worker of a board
 `cache`    bundles on a board, by their hash
 `board`    what a board does when it is asked
-`client`   asking
+`line`     one device, as the host sees it
+`client`   asking, all at once
 
 A bundle is data: it is checked and given to an engine, never executed. A key is not: Dask sends
 pickles, so whoever holds a key of the fleet can run code on every machine of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,9 @@ async def _hub(
         await scheduler
     except (OSError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        raise EdgeGenError(f"{address}: cannot listen there: {cause}", "try --port 0") from error
+        taken = getattr(cause, "errno", None) == errno.EADDRINUSE
+        hint = "try --port 0" if taken else "give an address of this machine: --host 0.0.0.0"
+        raise EdgeGenError(f"{address}: cannot listen there: {cause}", hint) from error
     started(str(scheduler.address))
     try:
         await until_stopped(scheduler.finished())

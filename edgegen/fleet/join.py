@@ -48,6 +48,8 @@ def join(address: Address, name: str, keys: Path | None, note: Note = lambda _: 
         "survey": records.encode(look()).decode(),
     }
     logging.getLogger("distributed").setLevel(logging.WARNING)
+    # Of a hub that went away Dask prints a stack trace; `note` says it in a line.
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
     with dask.config.set(QUIET):
         asyncio.run(_join(address, name, keys, security, introduction, note))
 

@@ -13,13 +13,13 @@ from edgegen.bundle import Text
 from edgegen.errors import (
     MismatchError,
     MissingExtraError,
-    NotComparableError,
     UsageError,
 )
 from edgegen.quality import Figure, Quality, bound, distances, features, images, overlap, text
 from edgegen.quality.samples import Samples
 from edgegen.quality.subject import (
     Subject,
+    check_alike,
     decode,
     encode,
     generate,
@@ -80,7 +80,7 @@ def judge(subject: Subject, question: Question, report: Report = silent) -> Qual
     if question.num is not None and question.num < 1:
         raise UsageError(f"num is {question.num}, wanted 1 or more", "use --num 64")
     tally = Tally(question.metrics, OF_TEXT if reads_text else OF_IMAGES)
-    _check_against(subject, question.against)
+    check_alike(subject, question.against)
     look = _text if reads_text else _images
     protocol = look(subject, question, tally, report)
     against = question.against
@@ -98,33 +98,6 @@ def judge(subject: Subject, question: Question, report: Report = silent) -> Qual
         tuple(tally.notes),
         tally.skipped(),
     )
-
-
-def _check_against(subject: Subject, against: Subject | None) -> None:
-    """Raise unless the two can be given the same inputs."""
-    if against is None:
-        return
-    facts = {
-        "family": (subject.family, against.family),
-        "tokenizer": (subject.tokens_of[:12], against.tokens_of[:12]),
-        "latent": (_shapes(subject, 0), _shapes(against, 0)),
-        "image": (_shapes(subject, 1), _shapes(against, 1)),
-    }
-    for what, (mine, other) in facts.items():
-        if mine != other:
-            raise NotComparableError(
-                f"{subject.name} has the {what} {mine}, {against.name} has {other}",
-                "give the model it was made from: --against BUNDLE",
-            )
-
-
-def _shapes(subject: Subject, side: int) -> str:
-    """The shapes of a picture graph's inputs (0) or outputs (1), without the batch."""
-    if isinstance(subject.loop, Text):
-        return ""
-    graph = subject.graphs[subject.loop.graph]
-    specs = (graph.inputs, graph.outputs)[side]
-    return ", ".join("x".join(map(str, spec.shape[1:])) for spec in specs)
 
 
 def _no_reference() -> Mapping[str, Figure]:

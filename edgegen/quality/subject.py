@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgegen.bundle import NONE, Bundle, OneShot, Text
-from edgegen.errors import UnsupportedError
+from edgegen.errors import NotComparableError, UnsupportedError
 from edgegen.quality.bound import Decode, Encode
 from edgegen.quality.images import scale
 from edgegen.quality.text import LogitsOf
@@ -83,6 +83,37 @@ def _subject(
         tokenizer,
         manifest.files[FILE].sha256 if FILE in manifest.files else "",
     )
+
+
+def check_alike(subject: Subject, against: Subject | None) -> None:
+    """Raise unless the two can be given the same inputs.
+
+    Raises:
+        NotComparableError: another family, tokenizer, latent or image.
+    """
+    if against is None:
+        return
+    facts = {
+        "family": (subject.family, against.family),
+        "tokenizer": (subject.tokens_of[:12], against.tokens_of[:12]),
+        "latent": (_shapes(subject, 0), _shapes(against, 0)),
+        "image": (_shapes(subject, 1), _shapes(against, 1)),
+    }
+    for what, (mine, other) in facts.items():
+        if mine != other:
+            raise NotComparableError(
+                f"{subject.name} has the {what} {mine}, {against.name} has {other}",
+                "give the model it was made from: --against BUNDLE",
+            )
+
+
+def _shapes(subject: Subject, side: int) -> str:
+    """The shapes of a picture graph's inputs (0) or outputs (1), without the batch."""
+    if isinstance(subject.loop, Text):
+        return ""
+    graph = subject.graphs[subject.loop.graph]
+    specs = (graph.inputs, graph.outputs)[side]
+    return ", ".join("x".join(map(str, spec.shape[1:])) for spec in specs)
 
 
 def positions(subject: Subject) -> tuple[int, bool]:

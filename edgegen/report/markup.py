@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from edgegen.charts.look import COLOURS, Figure
 from edgegen.tables import Table
 
+LONG = 32  # characters: a cell of more is prose, which breaks into lines
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?")
 TIMES = re.compile(r"([\d.]+)x (faster|slower)")
 
@@ -22,25 +23,32 @@ def section(heading: str, content: str, aside: str = "") -> str:
     return f"<section>\n<h2>{escape(heading)}{small}</h2>\n{content}\n</section>"
 
 
-def table(content: Table, label: str, *, numbered: bool = False, words: bool = False) -> str:
+def table(content: Table, label: str, *, numbered: bool = False, prose: bool = False) -> str:
     """A table whose columns sort by their headings; `numbered` rows bear the charts' colours.
 
-    `words` is for prose: its cells may break, and its order means something.
+    `prose` is of words more than of figures: it is flush left.
     """
     columns, rows = content
-    head = "".join(f'<th scope="col">{_heading(c, not words)}</th>' for c in columns)
-    lines = [_line(row, n if numbered else None) for n, row in enumerate(rows)]
-    kind = ' class="words"' if words else ""
+    head = "".join(f'<th scope="col">{_heading(column)}</th>' for column in columns)
+    lines = "".join(_line(row, n if numbered else None) for n, row in enumerate(rows))
+    kind = ' class="prose"' if prose else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
-        f"<table{kind}><thead><tr>{head}</tr></thead>\n<tbody>{''.join(lines)}</tbody></table></div>"
+        f"<table{kind}><thead><tr>{head}</tr></thead>\n<tbody>{lines}</tbody></table></div>"
     )
 
 
-def _heading(column: str, sorts: bool) -> str:
-    return (
-        f'<button type="button">{escape(column)}</button>' if sorts and column else escape(column)
+def facts(found: Mapping[str, str]) -> str:
+    """Names and what they stand for, in the order given."""
+    rows = (
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(said)}</td></tr>\n'
+        for name, said in found.items()
     )
+    return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _heading(column: str) -> str:
+    return f'<button type="button">{escape(column)}</button>' if column else ""
 
 
 def _line(row: Sequence[str], number: int | None) -> str:
@@ -52,14 +60,16 @@ def _line(row: Sequence[str], number: int | None) -> str:
 
 def _cell(text: str) -> str:
     """Verdicts in colour; what stands in brackets at the end on a line of its own, small."""
-    kind = ""
-    if " faster" in text or text in ("met", "ok", "PICK"):
+    times, kind = TIMES.match(text), ""
+    if text in ("met", "ok", "PICK") or (times and times[2] == "faster"):
         kind = ' class="good"'
-    elif " slower" in text or text in ("MISSED", "too far"):
+    elif text in ("MISSED", "too far") or times:
         kind = ' class="bad"'
     key = order(text)
     value = "" if key is None else f' data-v="{key:g}"'
     main, bracket, rest = text.partition(" (")
+    if len(main) > LONG:
+        return f'<td class="long"{value}>{escape(text)}</td>'
     if bracket and rest.endswith(")"):
         return f"<td{kind}{value}>{escape(main)}<small>{escape(rest[:-1])}</small></td>"
     return f"<td{kind}{value}>{escape(text)}</td>"

@@ -50,7 +50,7 @@ def _sheet(path: Path) -> str:
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file", MAKE)
     if path.suffix.lower() == ".md":
-        return f'<div class="prose">{_prose(path)}</div>'
+        return f'<div class="told">{_prose(path)}</div>'
     found = path.read_bytes()
     if not found.startswith(SIGNATURE):
         raise FormatError(f"{path}: named .png, but it is no PNG picture", MAKE)

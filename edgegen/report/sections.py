@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from edgegen import compare, tables
+from edgegen import compare, rooftables, tables
 from edgegen.bundle import worst
 from edgegen.charts import latency, pareto
 from edgegen.charts import operators as operator_charts
@@ -80,7 +80,8 @@ def _charts(rows: list[Row], profiles: list[Profile], over: Sequence[str]) -> li
 def gates(comparison: Comparison) -> str:
     if not comparison.gates:
         return ""
-    content = markup.table(tables.gate_table(comparison), "Gates", words=True)
+    columns = ["gate", "profile", "found", "state"]
+    content = markup.table((columns, tables.gate_table(comparison)[1]), "Gates", prose=True)
     return markup.section("Gates", content)
 
 
@@ -89,7 +90,8 @@ def best(comparison: Comparison) -> str:
     if not comparison.best:
         return ""
     said = f'<p class="lead">{escape(tables.pick(comparison.best))}</p>'
-    content = markup.table(tables.best_table(comparison.best), "Which to take", words=True)
+    shown = ["profile", "pick", "why"], tables.best_table(comparison.best)[1]
+    content = markup.table(shown, "Which to take", prose=True)
     return markup.section("Which to take", said + content, comparison.best.budget)
 
 
@@ -133,15 +135,13 @@ def rooflines(comparison: Comparison, profiles: Mapping[str, Profile]) -> str:
 
 
 def _why(name: str, found: Roofline) -> str:
-    gains = "".join(
-        f"<li>{escape(gain.change)}: {gain.ratio:.2f} of the time of {escape(gain.phase)}, "
-        f"predicted; {escape(gain.assumption)}</li>"
-        for gain in found.gains
-    )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes)
+    columns, lines = rooftables.roofs(found)
+    content = markup.table((["part", *columns[1:]], lines), f"{name}: roofline")
+    notes = "".join(f"<li>{escape(note)}</li>" for note in rooftables.footnotes(found))
     return (
         f"<p><b>{escape(name)}</b> {escape(found.sentence)}.</p>"
-        f"<details><summary>What changes would buy</summary><ul>{gains}{notes}</ul></details>"
+        f"<details><summary>Its parts, and what changes would buy</summary>{content}"
+        f"<ul>{notes}</ul></details>"
     )
 
 
@@ -170,10 +170,10 @@ def drifts(comparison: Comparison, profiles: Mapping[str, Profile]) -> str:
         place = f"{far.graph} {far.case} {far.output}"
         count = f"{within} of {len(found)}"
         rows.append([row.name, count, place, sqnr, error, far.rule, state])
-    columns = ["profile", "within limits", "the worst", "its SQNR dB", "largest error", "its limit"]
+    columns = ["profile", "within limits", "the worst", "its SQNR dB", "largest error"]
     if not rows:
         return ""
-    content = markup.table(([*columns, ""], rows), "Drift from the reference")
+    content = markup.table(([*columns, "its limit", "state"], rows), "Drift from the reference")
     return markup.section("Drift from the reference", content, "fp32, in torch")
 
 
@@ -194,9 +194,8 @@ def environment(profiles: Sequence[Profile]) -> str:
             said = _plain(value)
             if key not in SILENT and said and said not in facts.setdefault(key, []):
                 facts[key].append(said)
-    rows = [[key.replace("_", " "), "; ".join(said[:6])] for key, said in facts.items() if said]
-    content = markup.table((["", ""], rows), "Where it was measured", words=True)
-    return markup.section("Where it was measured", content)
+    told = {key.replace("_", " "): "; ".join(said[:6]) for key, said in facts.items() if said}
+    return markup.section("Where it was measured", markup.facts(told))
 
 
 def _plain(value: Any) -> str:

@@ -91,6 +91,17 @@ def test_a_report_is_written(compare, files, tmp_path, capsys):
     assert f"wrote {tmp_path / 'report.html'}" in capsys.readouterr().err
 
 
+def test_a_report_without_its_extra_says_what_to_install(files, tmp_path):
+    code = "import sys; sys.modules['altair'] = None; from edgegen.cli import main; main()"
+    command = [sys.executable, "-c", code, "compare", *files, "--html", tmp_path / "report.html"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        "error: the report needs altair\nhint:  run: pip install 'edgegen[report]'" in done.stderr
+    )
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_a_sheet_without_a_report_is_refused(compare, files, tmp_path):
     with pytest.raises(UsageError, match="--sheet goes into the report") as error:
         compare(*files, "--sheet", tmp_path / "sheet.png")
@@ -116,6 +127,30 @@ def test_a_folder_without_profiles_says_how_to_make_some(compare, tmp_path):
     with pytest.raises(UsageError, match="no profiles in") as error:
         compare(tmp_path)
     assert "edgegen profile BUNDLE" in error.value.hint
+
+
+def test_a_bundle_is_not_mistaken_for_a_folder_of_profiles(compare, image_bundle):
+    with pytest.raises(UsageError, match="is a bundle, not a profile") as error:
+        compare(image_bundle)
+    assert f"edgegen profile {image_bundle}" in error.value.hint
+
+
+def test_json_of_another_kind_says_how_a_profile_is_made(compare, files):
+    files[1].write_text("{}")
+    with pytest.raises(FormatError, match=r"b\.json: .*schema_version") as error:
+        compare(*files)
+    assert error.value.hint == "make a profile: edgegen profile BUNDLE -o FILE"
+
+
+def test_an_empty_budget_is_not_passed_over(compare, files):
+    with pytest.raises(UsageError, match="--best '' is not understood"):
+        compare(*files, "--best", "")
+
+
+def test_a_figure_that_was_never_taken_says_how_it_is(compare, files):
+    with pytest.raises(UsageError, match=r"has no quality\.kid") as error:
+        compare(*files, "--gate", "quality.kid<=+2%")
+    assert "edgegen eval toy --data DATA --save" in error.value.hint
 
 
 def test_a_broken_file_is_named(compare, files):

@@ -70,6 +70,15 @@ def test_inspect_prints_the_steps_as_one_table(slim, command, tmp_path):
     assert "step 1, slim: hidden: [48, 24]" in out
 
 
+def test_quantization_aware_training_alone(command, tiny_checkpoint, tmp_path):
+    quick = "--set", "steps=2", "--set", "batch=2", "--set", "samples=2", "--no-measure"
+    source = tiny_checkpoint("vae")
+    code, out, err = command("compress", source, "--qat", "w8a8", *quick, "-o", tmp_path / "o")
+    assert code == 0, err
+    assert "qat" in out and "qat (2)" in err
+    assert {s.input_bits for s in checkpoint.load(tmp_path / "o").spec.layers.values()} == {8}
+
+
 @pytest.mark.slow
 def test_a_refused_step_shows_its_numbers_and_exits_with_4(slim, tmp_path):
     tight = "--faster", "99%", "--smaller", "90%", "--repeats", "1", "--rounds", "1"
@@ -96,6 +105,7 @@ def test_a_refused_step_shows_its_numbers_and_exits_with_4(slim, tmp_path):
         (("--method", "slim", "--budget", "kid<=1"), "a budget for kid, and no data", "--data"),
         (("--method", "slim", "--faster", "soon"), "faster = 'soon' is no percentage", "5%"),
         (("--method", "slim", "--rounds", "9", "--repeats", "2"), "rounds is 9", "one repeat"),
+        (("--qat", "int44"), "--qat int44", "mean 'int4'?"),
         (("--quantize", "int99"), "--quantize int99", "mean 'int8'?"),
     ],
 )

@@ -114,6 +114,10 @@ def test_adapters_are_given_as_name_and_folder(edgegen, tmp_path):
     code, out, err = edgegen("flat", *INPUT, "--adapter", f"a={tmp_path / 'a'}", "--json", "-q")
     assert (code, err) == (0, "")
     assert json.loads(out)["adapters"] == {"base": "adapters/base.npz", "a": "adapters/a.npz"}
+    given = ("--adapter", f"a={tmp_path / 'a'}", "--merge")
+    code, out, err = edgegen("flat", *INPUT, *given, "--json", "-q")
+    assert code == 0, err
+    assert json.loads(out)["adapters"] == {}
 
 
 @pytest.mark.parametrize(

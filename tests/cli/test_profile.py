@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,9 @@ def test_json_on_stdout_is_the_profile_and_nothing_else(profile, engine, onnx_bu
 
 
 @pytest.mark.slow
-def test_several_are_measured_in_turns_into_a_folder(profile, engine, onnx_bundle, tmp_path):
+def test_several_are_measured_in_turns_into_a_folder(
+    profile, engine, onnx_bundle, tmp_path, capsys
+):
     other = tmp_path / "other"
     other.symlink_to(onnx_bundle)
     profile(other, onnx_bundle, "--runtime", "onnxruntime", "--repeats", 5, "-o", tmp_path / "p")
@@ -66,6 +69,10 @@ def test_several_are_measured_in_turns_into_a_folder(profile, engine, onnx_bundl
         "other-onnxruntime-cpu.json",
         "toy-onnx-onnxruntime-cpu.json",
     ]
+    out, err = capsys.readouterr()
+    assert "the first" in out
+    assert "n=5" in out
+    assert "on the Pareto front of" in err
     one, two = map(profiles_on_disk.read, found)
     assert one.block == two.block != ""
     assert one.rounds == two.rounds == 5
@@ -97,6 +104,7 @@ def test_alone_each_is_written_as_it_comes_and_only_what_is_missing_again(
         (["--size", "width=4"], "no free dimension 'width'", "have: none"),
         (["--interleave"], "--interleave: one alone takes no turns", "give several bundles"),
         (["--resume"], "--resume looks at what is in -o", "give -o DIR"),
+        (["--fleet", "tls://pi5"], "--fleet: no device is named", "give --device all, or some of"),
         (["--fleet", "pi5"], "'pi5' is no address of a hub", "write it as tls://HOST:8786"),
         (["--fleet", "tcp://pi5"], "neither encrypted nor authenticated", "edgegen devices keys"),
         (["--provider", "=4"], "--provider '=4'", "write it as --provider NAME=VALUE"),
@@ -130,8 +138,13 @@ def test_several_profiles_do_not_fit_into_a_file(profile, image_bundle, tmp_path
     (tmp_path / "p.json").write_text("old")
     with pytest.raises(UsageError, match="is a file, but there are 2 profiles"):
         profile(image_bundle, image_bundle, "-o", tmp_path / "p.json")
+    with pytest.raises(UsageError, match="is a file, but there are 2 profiles"):
+        profile(image_bundle, image_bundle, "-o", tmp_path / "new.json")
+    (tmp_path / "in").mkdir()
+    namesake = tmp_path / "in" / image_bundle.name
+    namesake.symlink_to(image_bundle)
     with pytest.raises(UsageError, match="two profiles would be"):
-        profile(image_bundle, image_bundle, "-o", tmp_path / "new")
+        profile(image_bundle, namesake, "-o", tmp_path / "new")
 
 
 def test_a_place_nothing_can_be_written_to_is_refused_before_the_work(profile, image_bundle):
@@ -191,3 +204,15 @@ def test_a_roofline_says_why_it_is_slow(
 def test_a_roofline_of_a_gpu_is_refused_before_anything_runs(profile, onnx_bundle):
     with pytest.raises(UnsupportedError, match="measured of the CPU only"):
         profile(onnx_bundle, "--roofline", "-d", "gpu")
+
+
+@pytest.mark.slow
+def test_modelled_energy_is_called_so(profile, engine, onnx_bundle, capsys):
+    profile(onnx_bundle, "--watts", 15, "--repeats", 2)
+    err = capsys.readouterr().err
+    assert re.search("energy: .*modelled by 15 W .given.", err)  # or too short for that
+
+
+def test_senseless_watts_are_refused(profile, onnx_bundle):
+    with pytest.raises(UsageError, match="--watts is -1"):
+        profile(onnx_bundle, "--watts", -1)

@@ -116,6 +116,17 @@ def test_a_folder_of_an_unfinished_run_is_not_walked_over(tmp_path, tiny_checkpo
         compress(source, recipe(slim()), output, measure=False, resume=True)
 
 
+def test_a_first_step_that_was_asked_for_wrongly_leaves_nothing_in_the_way(
+    tmp_path, tiny_checkpoint
+):
+    source, output = tiny_checkpoint("gpt"), tmp_path / "out"
+    steps = recipe(Step("lora", {"rank": 99, "steps": 1}))
+    for _ in range(2):
+        with pytest.raises(UsageError, match="rank 99: no layer is left to adapt"):
+            compress(source, steps, output, measure=False)
+    assert not output.with_name("out.compressing").exists()
+
+
 def test_nothing_to_resume_is_said(tmp_path, tiny_checkpoint):
     notes = []
     compress(

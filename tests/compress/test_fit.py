@@ -126,3 +126,14 @@ def test_a_torn_state_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(FormatError, match=_fit.STATE):
         fit(mine, list(mine.parameters()), loss_of(mine), OPTIONS, folder=tmp_path)
+
+
+def test_a_pace_of_its_own_and_no_decay():
+    mine = net()
+    first, second = mine[0].weight, mine[2].weight
+    began = first.detach().clone()
+    fit(mine, [second], loss_of(mine), OPTIONS, paced=[(first, 0.0)])
+    assert torch.equal(first, began)
+    again = net()
+    fit(again, [again[2].weight], loss_of(again), OPTIONS, paced=[(again[0].weight, 1.0)])
+    assert not torch.equal(again[0].weight, began)

@@ -364,3 +364,32 @@ def test_a_killed_step_goes_on_as_if_nothing_had_happened(setting):
     found = lora.apply(before, options, setting(before, "b"))
     assert torch.equal(answer(found), answer(wanted))
     assert found.notes == wanted.notes
+
+
+def test_an_adapter_beside_a_rounded_input_is_refused_before_anything_is_trained(setting):
+    one = work("vae")
+    layers = {"decoder.first": Scheme(input_bits=8)}
+    quantized.attach(one.net, layers)
+    one = one._replace(spec=msgspec.structs.replace(one.spec, layers=layers))
+    options = Options(**QUICK | {"layers": ("decoder.first",), "merge": False})
+    with pytest.raises(UnsupportedError, match="first: its input is rounded to 8 bits") as error:
+        lora.apply(one, options, setting(one))
+    assert "merge = true" in error.value.hint
+
+
+def test_a_rank_that_no_layer_has_room_for_is_refused(setting):
+    one = work("gpt")
+    with pytest.raises(UsageError, match="rank 99: no layer is left to adapt") as error:
+        lora.apply(one, Options(**QUICK | {"rank": 99}), setting(one))
+    assert "at most 24" in error.value.hint or "at most 16" in error.value.hint
+
+
+@pytest.mark.parametrize("family", ["vae", "gan"])
+def test_adapters_that_a_model_has_are_merged_without_a_step(family, setting):
+    before = work(family)
+    beside = lora.apply(before, Options(merge=False, **QUICK), setting(before))
+    after = lora.apply(beside, Options(steps=0), setting(before, "b"))
+    assert after.spec.adapters == {} and not adapters.adapted(after.net)
+    assert beside.spec.adapters and adapters.adapted(beside.net)
+    torch.testing.assert_close(answer(after), answer(beside), rtol=1e-4, atol=1e-5)
+    assert torch.equal(answer(rebuilt(after)), answer(after))

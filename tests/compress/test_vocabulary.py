@@ -9,12 +9,13 @@ import torch
 
 from edgegen import checkpoint
 from edgegen.batches import Material, byte_level_bpe
-from edgegen.compress import Setting, Work, prune
+from edgegen.compress import Setting, Work, compress, prune
 from edgegen.compress import _vocabulary as vocabulary
 from edgegen.compress.prune import Options
 from edgegen.data import END
 from edgegen.errors import MismatchError, NotFoundError, UnsupportedError, UsageError
 from edgegen.models import gpt
+from edgegen.recipe import Gate, Recipe, Step
 from edgegen.spec import ModelSpec
 
 pytest.importorskip("tokenizers", reason="text needs tokenizers")
@@ -177,3 +178,75 @@ def test_ids_around_a_text_and_old_merges_are_rewritten_too(work):
     place = {"sep": ["</s>", end], "cls": ["<s>", end]}
     vocabulary._renumber(place, {end: 7})
     assert place == {"sep": ["</s>", 7], "cls": ["<s>", 7]}
+
+
+def test_a_teacher_answers_in_the_tokens_that_are_left(work):
+    gone = vocabulary.choose_tokens(work, 0.1, None)
+    small, new = vocabulary.without_tokens(work, gone)
+    twice, _ = vocabulary.without_tokens(small, vocabulary.choose_tokens(small, 0.05, None))
+    ids = list(new)[:12]
+    teacher = vocabulary.likewise(work, small)
+    want = logits(work.net, ids)[..., list(new)]
+    torch.testing.assert_close(logits(teacher.net, [new[i] for i in ids]), want)
+    again = vocabulary.likewise(work, twice)
+    assert vocabulary._ids(vocabulary.read(again)) == vocabulary._ids(vocabulary.read(twice))
+    assert vocabulary.likewise(work, work) is work
+
+
+def test_a_teacher_with_rows_that_are_no_token_loses_them_first(work):
+    config = work.spec.config | {"vocab_size": 330}
+    spec = ModelSpec("gpt", config)
+    wide = Work(spec, checkpoint.build(spec).eval(), work.tokenizer)
+    small, _ = vocabulary.without_tokens(wide, vocabulary.choose_tokens(wide, 20 / 330, None))
+    left = vocabulary.likewise(wide, small).spec.config["vocab_size"]
+    assert left == small.spec.config["vocab_size"] == 310
+
+
+def test_a_teacher_of_other_tokens_is_refused(work):
+    other = byte_level_bpe("quite another text, with words of its own " * 40, 300)
+    spec = ModelSpec("gpt", work.spec.config | {"vocab_size": other.get_vocab_size()})
+    strange = Work(spec, checkpoint.build(spec), other.to_str().encode())
+    with pytest.raises(MismatchError, match="which are not a part of the original's 320") as error:
+        vocabulary.likewise(work, strange)
+    assert "--original" in error.value.hint
+
+
+@pytest.fixture
+def source(work, tmp_path):
+    checkpoint.save(tmp_path / "gpt", work.spec, work.net, (), work.tokenizer)
+    (tmp_path / "prose.txt").write_text(TEXT + OTHER)
+    return tmp_path / "gpt", f"text:{tmp_path / 'prose.txt'}"
+
+
+TOKENS_GO = Step("prune", {"ratio": 0.1, "parts": ["vocabulary"]})
+
+
+@pytest.mark.slow
+def test_later_steps_read_and_compare_in_the_tokens_that_are_left(source, tmp_path):
+    path, data = source
+    lessons = {"steps": 2, "batch": 2, "every": 1}
+    steps = (
+        TOKENS_GO,
+        Step("distil", lessons | {"output": 1.0, "data": 0.0, "lr": 1e-9}),
+        Step("lora", lessons | {"rank": 2, "output": 1.0}),
+        Step("quantize", {"bits": 4, "method": "gptq"}),
+    )
+    entries = compress(path, Recipe(steps), tmp_path / "out", data=data, measure=False)
+    # The student still is the teacher without those tokens: fed with old ids, it would be far off.
+    assert entries[1].notes["curve"][0]["loss"] < 1e-6
+    assert checkpoint.load(tmp_path / "out").spec.config["vocab_size"] == 288
+
+
+@pytest.mark.slow
+def test_the_gate_counts_by_the_byte_where_tokens_are_others(source, tmp_path):
+    path, data = source
+    gate = Gate(repeats=1, rounds=1)
+    (entry,) = compress(
+        path, Recipe((TOKENS_GO,), gate), tmp_path / "out", data=data, keep_anyway=True
+    )
+    assert set(entry.verdict.after.quality) == {"bits_per_byte"}
+    assert "perplexity" in entry.verdict.before.quality
+    strict = Gate(repeats=1, rounds=1, quality={"perplexity": "+5%"})
+    with pytest.raises(UsageError, match="step 1 takes tokens away, and perplexity") as error:
+        compress(path, Recipe((TOKENS_GO,), strict), tmp_path / "no", data=data)
+    assert "bits_per_byte" in error.value.hint

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgegen import adapters, bundle, checkpoint
-from edgegen.adapter_files import Factors, save_peft
+from edgegen import adapters, bundle, checkpoint, measure, timing
+from edgegen.adapter_files import Factors, fitted, save_peft
 from edgegen.compress import Setting, Work, quantize
 from edgegen.errors import (
     FormatError,
@@ -22,8 +22,10 @@ from edgegen.errors import (
 from edgegen.export import export
 from edgegen.exporters import _adapters
 from edgegen.proof import prove
+from edgegen.quality.subject import of_deployment
 from edgegen.runtimes import _adapters as files
 from edgegen.runtimes import deploy
+from edgegen.sources.checkpoint import model_of
 from edgegen.spec import Options
 from edgegen.verify import sqnr_db
 
@@ -365,9 +367,49 @@ def test_what_cannot_be_is_refused_before_anything_is_traced(tiny_checkpoint, tm
     with pytest.raises(UsageError, match="--static and --adapter exclude each other") as error:
         export(gpt, tmp_path / "b", adapters=given, static={"batch": 1, "seq": 8})
     assert "merge" in error.value.hint
-    with pytest.raises(UnsupportedError, match="native: adapters cannot be switched in it"):
-        export(gpt, tmp_path / "b", formats=("native",), adapters=given)
+    for kind in ("native", "fused"):
+        said = f"{kind}: adapters cannot be switched in it"
+        with pytest.raises(UnsupportedError, match=said) as refused:
+            export(gpt, tmp_path / "b", formats=(kind,), adapters=given)
+        assert "--merge" in refused.value.hint
     assert not (tmp_path / "b").exists()
+
+
+def test_the_models_own_adapter_goes_by_its_name_where_that_can_be_one(tiny_checkpoint):
+    found = checkpoint.load(tiny_checkpoint("vae"))
+    adapters.attach(found.net, {"decoder.first": 2})
+    parts, own = _adapters.taken_off(model_of(found.path, found.spec, found.net).parts)
+    assert list(own) == ["decoder"]
+    assert not adapters.adapted(parts["decoder"].module)
+    assert adapters.adapted(found.net)  # what came in is left alone
+    for name, called in (("french", "french"), ("none", "adapter"), ("with space", "adapter")):
+        assert _adapters.named(parts, {}, own, name) == ({called: own}, called)
+    with pytest.raises(UsageError, match="the model's own adapter has that name"):
+        _adapters.named(parts, {"french": "somewhere"}, own, "french")
+
+
+def test_an_adapter_that_does_not_fit_is_refused_with_both_shapes(tiny_checkpoint, tmp_path):
+    net = checkpoint.load(tiny_checkpoint("vae")).net
+    right = Factors(torch.zeros(2, 16), torch.zeros(net.decoder.first.out_features, 2), 1.0)
+    wrong = right._replace(b=torch.zeros(net.decoder.first.out_features, 3))
+    with pytest.raises(MismatchError, match=r"A \[2, 16\] and B \[\d+, 3\], wanted A \[2, 16\]"):
+        fitted(net, {"decoder.first": wrong}, "there")
+    wide = Factors(torch.zeros(17, 16), torch.zeros(net.decoder.first.out_features, 17), 1.0)
+    with pytest.raises(MismatchError, match="rank 17, the layer's smaller side is 16"):
+        fitted(net, {"decoder.first": wide}, "there")
+
+
+@pytest.mark.slow
+def test_profiles_and_judgements_say_which_adapter_was_in_use(text):
+    path, _, _ = text
+    for name, called in (("french", "b+french onnxruntime cpu"), ("none", "b onnxruntime cpu")):
+        few = measure.job(path, runtime="onnxruntime", repeats=1, warmup=0, adapter=name)
+        found = timing.measure(msgspec.structs.replace(few, operators=False))
+        assert found.name() == called
+    with deploy(path, "onnxruntime", options=Options(adapter="german")) as deployment:
+        assert of_deployment(deployment).name == "b+german"
+    with pytest.raises(NotFoundError, match="no adapter 'frensh' in it"):
+        deploy(path, "onnxruntime", options=Options(adapter="frensh"))
 
 
 def test_an_engine_that_cannot_switch_says_so(image_bundle):

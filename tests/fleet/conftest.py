@@ -19,6 +19,7 @@ from edgegen.bundle import Case
 from edgegen.fleet import address, keys
 
 LIKE_A_BOARD = Path(__file__).parent / "board"  # where torch and OpenVINO are not installed
+PATHS = os.pathsep.join(filter(None, [str(LIKE_A_BOARD), os.environ.get("PYTHONPATH")]))
 LONGEST_S = 90  # of anything a test waits for
 
 
@@ -31,7 +32,7 @@ class Service:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(LIKE_A_BOARD)} | env,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS} | env,
         )
 
     def until(self, pattern):

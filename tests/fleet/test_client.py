@@ -20,8 +20,9 @@ from edgegen.errors import (
     UnsupportedError,
     UsageError,
 )
-from edgegen.fleet import address, client, hub
-from edgegen.fleet.client import Line
+from edgegen.fleet import address, board, client, hub, line
+from edgegen.fleet.board import Arrived, Told
+from edgegen.fleet.line import Line, send
 from edgegen.tasks import Task
 
 pytestmark = pytest.mark.slow
@@ -52,8 +53,8 @@ def test_all_devices_prove_and_measure_a_bundle_and_only_what_is_missing_again(
         assert one.request == found["toy-onnx-a-cpu.json"].request
         assert one.bundle_sha256 == bundles.open_bundle(bundle).sha256()
     assert found["toy-onnx-a-cpu.json"].name() == "toy-onnx onnxruntime a/cpu"
-    for board in "ab":  # each has a cache of its own
-        cached = fleet.caches / board / "edgegen/fleet/bundles" / one.bundle_sha256
+    for name in "ab":  # each has a cache of its own
+        cached = fleet.caches / name / "edgegen/fleet/bundles" / one.bundle_sha256
         assert bundles.sums(cached) == bundles.sums(bundle)
     kept = (output / "toy-onnx-a-cpu.json").stat().st_mtime_ns
     (output / "toy-onnx-b-cpu.json").unlink()
@@ -124,7 +125,7 @@ def test_one_job_at_a_time_and_one_that_is_stopped_frees_the_device(fleet, bundl
             for event in (stop, threading.Event(), threading.Event())
         )
         try:
-            client.send(one, bundles.open_bundle(bundle), 60)
+            send(one, bundles.open_bundle(bundle), 60)
             endless = task(bundle, "a", repeats=1_000_000)
             order = pool.submit(client._order, one, [endless], 1, 600)
             while not client.members(dask)["a"].busy:
@@ -132,16 +133,16 @@ def test_one_job_at_a_time_and_one_that_is_stopped_frees_the_device(fleet, bundl
             with pytest.raises(
                 EdgeGenError, match=r"a: time-out, no answer in 0\.1 s to: ask"
             ) as e:
-                other.ask(client.Told, client.board.wanted, manifest, 0.1, "ask")
+                other.ask(Told, board.wanted, manifest, 0.1, "ask")
             assert e.value.hint.startswith("another job may be running there")
             with pytest.raises(EdgeGenError, match="a: time-out"):  # a lost line stays lost
-                other.ask(client.Told, client.board.wanted, manifest, 60, "ask")
+                other.ask(Told, board.wanted, manifest, 60, "ask")
             assert not order.done()
         finally:
             stop.set()
         with pytest.raises(EdgeGenError, match="a: stopped"):
             order.result(60)
-        assert third.ask(client.Told, client.board.wanted, manifest, 60, "ask").wanted.complete
+        assert third.ask(Told, board.wanted, manifest, 60, "ask").wanted.complete
 
 
 def test_sending_goes_on_where_it_broke_off(fleet, bundle, monkeypatch):
@@ -150,7 +151,7 @@ def test_sending_goes_on_where_it_broke_off(fleet, bundle, monkeypatch):
     manifest = bundles.open_bundle(bundle).manifest
     changed = msgspec.structs.replace(manifest, files=bundles.sums(bundle))
     records.write(changed, bundle / bundles.MANIFEST)
-    monkeypatch.setattr(client, "PIECE_BYTES", 10_000)
+    monkeypatch.setattr(line, "PIECE_BYTES", 10_000)
     stop, said = threading.Event(), []
 
     def report(what, done, total):
@@ -161,10 +162,10 @@ def test_sending_goes_on_where_it_broke_off(fleet, bundle, monkeypatch):
     with client.connect(fleet.address, fleet.keys) as dask:
         broken = Line(dask, "b", client.members(dask)["b"], stop, report)
         with pytest.raises(EdgeGenError, match="b: stopped"):
-            client.send(broken, bundles.open_bundle(bundle), 60)
+            send(broken, bundles.open_bundle(bundle), 60)
         again = Line(dask, "b", client.members(dask)["b"], threading.Event(), report)
         said.clear()
-        client.send(again, bundles.open_bundle(bundle), 60)
+        send(again, bundles.open_bundle(bundle), 60)
     assert said[0] >= 10
     cached = fleet.caches / "b/edgegen/fleet/bundles" / bundles.open_bundle(bundle).sha256()
     assert (cached / "noise.bin").read_bytes() == noise
@@ -172,11 +173,11 @@ def test_sending_goes_on_where_it_broke_off(fleet, bundle, monkeypatch):
 
 def test_what_a_board_refuses_is_raised_here_with_its_name(fleet):
     with client.connect(fleet.address, fleet.keys) as dask:
-        line = Line(dask, "a", client.members(dask)["a"], threading.Event(), lambda *_: None)
+        there = Line(dask, "a", client.members(dask)["a"], threading.Event(), lambda *_: None)
         with pytest.raises(FormatError, match=r"a: manifest\.json: not valid JSON"):
-            line.ask(client.Told, client.board.wanted, b"x", 60, "ask")
+            there.ask(Told, board.wanted, b"x", 60, "ask")
         with pytest.raises(EdgeGenError, match="a: ValidationError"):
-            line.ask(client.Arrived, client.board.put, b"x", 60, "ask")
+            there.ask(Arrived, board.put, b"x", 60, "ask")
 
 
 def test_a_device_that_left_or_has_another_version_fails_alone(fleet, bundle, monkeypatch):
@@ -185,7 +186,7 @@ def test_a_device_that_left_or_has_another_version_fails_alone(fleet, bundle, mo
     found = {one.task.board: one for one in outcomes}
     assert str(found["c"].error) == "c: went away"
     assert found["b"].profile.board == "b"
-    monkeypatch.setattr(client, "__version__", "9.9")
+    monkeypatch.setattr(line, "__version__", "9.9")
     (outcome,) = client.profile(fleet.address, fleet.keys, [[there]], rounds=1, timeout_s=60)
     assert isinstance(outcome.error, UnsupportedError)
     assert "here is 9.9" in str(outcome.error)

@@ -143,6 +143,13 @@ def test_a_port_that_is_taken_is_said(fleet):
     assert service.process.wait(20) == 1
 
 
+def test_an_address_of_another_machine_is_said(pki):
+    elsewhere = Address("tls", "192.0.2.77", 0)  # documentation's own, nobody's
+    with pytest.raises(EdgeGenError, match="cannot listen there") as error:
+        hub.hub(elsewhere, pki / "hub")
+    assert error.value.hint == "give an address of this machine: --host 0.0.0.0"
+
+
 def test_a_survey_that_fails_or_hangs_is_said(monkeypatch):
     monkeypatch.setattr(join, "SURVEY_S", 0.01)
     with pytest.raises(EdgeGenError, match=r"time-out: no survey in 0\.01 s"):

@@ -28,10 +28,22 @@ def test_a_cell_sorts_by_what_it_says(text, key):
     assert markup.order(text) == key
 
 
-def test_headings_of_figures_are_buttons_and_those_of_prose_are_not():
-    content = (["", "run ms"], [["a", "1.0"]])
-    assert markup.table(content, "figures").count("<button") == 1
-    assert "<button" not in markup.table(content, "prose", words=True)
+def test_headings_are_buttons_where_there_is_anything_to_press():
+    assert markup.table((["", "run ms"], [["a", "1.0"]]), "figures").count("<button") == 1
+
+
+def test_facts_stand_as_they_were_given():
+    assert markup.facts({"cpu": "a <b>"}) == (
+        '<table class="facts"><tbody><tr><th scope="row">cpu</th><td>a &lt;b&gt;</td></tr>\n'
+        "</tbody></table>"
+    )
+
+
+def test_a_sentence_breaks_into_lines_and_has_no_colour():
+    text = markup.table((["x", "y"], [["a", "it is slower than all of the others here"]]), "t")
+    assert '<td class="long">it is slower' in text
+    few = markup.table((["x", "y"], [["a", "fits, but is slower"]]), "t")
+    assert "<td>fits, but is slower</td>" in few
 
 
 def test_a_table_can_be_scrolled_with_the_keyboard_and_has_a_name():

@@ -156,7 +156,8 @@ def test_a_roofline_is_drawn_and_one_that_is_not_there_is_said(page, make_profil
     why = Roofline(peaks, "fp32", "DRAM", (run,), (), (gain,), "run: bound by <memory>", ("odd",))
     text = page(make_profile(roofline=why), make_profile(1))
     assert "run: bound by &lt;memory&gt;." in text
-    assert "int8: 0.50 of the time of run, predicted; weights of one byte" in text
+    assert "predicted share of the time of run: int8 0.50 (weights of one byte)" in text
+    assert "<li>odd</li>" in text
     assert "Has a roofline: not toy fp32 onnxruntime cpu #2." in text
     assert "Has a roofline: none of these profiles." in page(make_profile())
 

@@ -11,6 +11,7 @@ from edgegen.errors import (
     FormatError,
     MismatchError,
     NotFoundError,
+    UnsupportedError,
 )
 from edgegen.runtimes import deploy, openvino
 from edgegen.runtimes.loops.autoregressive import PastForward
@@ -180,3 +181,19 @@ def test_importing_edgegen_keeps_openvino_from_reporting_home():
     import edgegen
 
     assert edgegen and sys.modules["openvino_telemetry"] is None
+
+
+def test_bf16_where_there_is_none_is_refused_unless_another_will_do():
+    with pytest.raises(UnsupportedError, match="has no bf16 on gpu") as error:
+        openvino._check_bf16("GPU", "gpu", Options(precision="bf16"))
+    assert "--allow-fallback" in error.value.hint
+    allowed = Options(precision="bf16", allow_fallback=True)
+    openvino._check_bf16("GPU", "gpu", allowed)
+    assert openvino._config("CPU", Options())["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+def test_a_cache_in_8_bits_is_for_the_cpu(exports):
+    bundle = open_bundle(exports("gpt"))
+    path = bundle.path / bundle.artifact("model", "openvino").path
+    with pytest.raises(UnsupportedError, match="a cache in int8 is for the CPU of openvino"):
+        openvino.open_graph(path, bundle.graph("model"), "auto", Options(kv_cache="int8"))
