@@ -291,7 +291,7 @@ class NativeSession:
         if model.library.eg_kernels(self._kernels.encode()) is None:
             best = model.library.eg_kernels(None).decode()
             raise UsageError(f"this CPU has no kernels {self._kernels!r}", f"its best are {best}")
-        self._cache = options.provider.get("cache", "fp32")
+        self._cache = options.provider.get("cache", options.kv_cache or "fp32")
         if self._cache not in CACHES:
             raise UsageError(f"native: no cache {self._cache!r}", nearest(self._cache, CACHES))
         self.threads = _threads(options.threads, model.weight_bytes)

@@ -354,6 +354,16 @@ def test_a_past_that_was_rounded_comes_back_as_it_was(tmp_path):
         np.testing.assert_allclose(there, rounded[name], rtol=1e-6)
 
 
+def test_a_bundle_can_ask_for_the_cache_at_8_bit(tmp_path):
+    model = make("llama")
+    path = written(model, tmp_path)
+    asked = native.open_graph(path, model[1], "cpu", Options(kv_cache="int8"))
+    told = native.open_graph(path, model[1], "cpu", Options(provider={"cache": "int8"}))
+    feed = feed_of(model[1])
+    assert np.array_equal(asked.run(feed)["logits"], told.run(feed)["logits"])
+    assert asked.ready(1).cache_bytes < opened(path, model[1]).ready(1).cache_bytes
+
+
 def test_a_cache_of_another_precision_is_refused(tmp_path):
     model = make("llama")
     path = written(model, tmp_path)
