@@ -291,7 +291,7 @@ class NativeSession:
         if model.library.eg_kernels(self._kernels.encode()) is None:
             best = model.library.eg_kernels(None).decode()
             raise UsageError(f"this CPU has no kernels {self._kernels!r}", f"its best are {best}")
-        self._cache = options.provider.get("cache", "fp32")
+        self._cache = options.provider.get("cache", options.kv_cache or "fp32")
         if self._cache not in CACHES:
             raise UsageError(f"native: no cache {self._cache!r}", nearest(self._cache, CACHES))
         self.threads = _threads(options.threads, model.weight_bytes)
@@ -323,9 +323,16 @@ class NativeSession:
     @property
     def pace(self) -> tuple[int, int]:
         """Threads of the next token, and how often one was late so that there were fewer."""
-        run = self.ready(self._run.batch if self._run else 1)
-        library = run.model.library
-        return library.eg_run_threads(run.handle), library.eg_run_late(run.handle)
+        if self._run is None:
+            return self.threads, 0
+        library, handle = self._run.model.library, self._run.handle
+        return library.eg_run_threads(handle), library.eg_run_late(handle)
+
+    def remarks(self) -> tuple[str, ...]:
+        """What happened that nobody asked for: threads left out while their core was busy."""
+        late = self.pace[1]
+        what = "a thread's core was busy with something else, so that fewer worked for a while"
+        return (f"native: {late} times {what}",) if late else ()
 
     def ready(self, batch: int) -> _Run:
         """Caches for `batch` sequences."""

@@ -58,7 +58,8 @@ def test_run_and_profile_say_why(image_bundle, capsys, tmp_path):
     arguments = (image_bundle, "--num", 1, "-o", tmp_path / "grid.png", "--runtime", "auto")
     cli.app(["run", *map(str, arguments)], standalone_mode=False)
     assert "auto: callable for toy-vae on cpu" in capsys.readouterr().err
-    assert profile._engine(image_bundle, "auto", ["cpu"], "", Options()) == "callable"
+    for devices in (["cpu"], []):
+        assert profile._engine(image_bundle, "auto", devices, "", Options()) == "callable"
     assert "auto: callable for toy-vae on cpu" in capsys.readouterr().err
     assert profile._engine(image_bundle, "openvino", ["cpu"], "", Options()) == "openvino"
 

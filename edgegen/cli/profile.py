@@ -130,7 +130,7 @@ def _engine(path: Path, engine: str, devices: list[str], fleet: str, options: Op
         )
     from edgegen.cli.run import fastest
 
-    return fastest(path, devices[0], options)
+    return fastest(path, devices[0] if devices else "cpu", options)
 
 
 def _local(

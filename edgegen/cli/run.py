@@ -143,6 +143,8 @@ def _text(deployment: Deployment, options: dict[str, Any]) -> None:
         sys.stdout.write("".join(f"{text}\n" for text in texts))
     rate = f", {speed['tokens_per_s']:.1f} tokens/s" if speed["tokens_per_s"] else ""
     note(f"{tokens} tokens{rate}, TTFT {speed['ttft_ms']:.1f} ms ({_where(deployment)})")
+    for remark in getattr(deployment.session("model"), "remarks", tuple)():
+        note(remark)
 
 
 def _where(deployment: Deployment) -> str:
