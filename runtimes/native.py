@@ -42,8 +42,8 @@ MOST_THREADS = 64  # that the engine takes
 CACHES = {"fp32": 32, "int8": 8}  # bits of a key's or value's number
 AHEAD = 64  # random numbers drawn at once
 INSTALL = (
-    "run: apt-get install gcc, then: pip install --force-reinstall --no-deps edgegen; "
-    "or use --runtime onnxruntime"
+    "run: pip install --force-reinstall --no-deps edgegen, once there is a compiler "
+    "(apt-get install gcc); or use --runtime onnxruntime"
 )
 
 
