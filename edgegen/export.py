@@ -47,8 +47,9 @@ from edgegen.exporters._adapters import (
 )
 from edgegen.exporters._fixed import fix
 from edgegen.exporters._grid import OWN_PRECISIONS, precision_name
+from edgegen.folding import Folded, fold
 from edgegen.parity import cases, keep
-from edgegen.quantized import Folded, fold, is_quantized
+from edgegen.quantized import is_quantized
 from edgegen.runtimes import deploy
 from edgegen.runtimes._adapters import FOLDER
 from edgegen.runtimes._adapters import write as write_adapter

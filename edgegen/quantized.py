@@ -12,63 +12,25 @@ Rows are output channels and columns all that a row is computed from: (out, in *
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from edgegen.errors import FormatError, MismatchError, NotFoundError, UnsupportedError, UsageError
+from edgegen.quantizers import InputQuantizer, WeightQuantizer
 from edgegen.rooms import nearest
-from edgegen.spec import Array, Scheme
+from edgegen.spec import Scheme
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 KINDS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Embedding)
 INPUT = "input_quantizer"
 # A parametrized weight under the name it has without; what is stored beside it, likewise.
 READABLE = {"parametrizations.weight.original": "weight"}
 QUANTIZER = "parametrizations.weight.0.", "weight_quantizer."
-
-
-class Stored(NamedTuple):
-    """The weight of one layer as integers.
-
-    `q` (rows, columns) is int8 where the scheme is symmetric, else uint8; `scale` and `zero` are
-    (rows, groups), of one row where the tensor has one scale; `table` is (2^bits,). `shape` is the
-    weight's in torch, whose axis `axis` counts the rows.
-    """
-
-    q: Array
-    scale: Array
-    zero: Array | None
-    table: Array | None
-    scheme: Scheme
-    shape: tuple[int, ...]
-    axis: int
-
-    @property
-    def group(self) -> int:
-        """Columns that share a scale."""
-        columns = int(self.q.shape[1])
-        return self.scheme.group_size if self.scheme.group_size > 0 else columns
-
-
-class Folded(NamedTuple):
-    """A quantized net as an exporter wants it; `weights` and `inputs` are by module name.
-
-    `net` is plain: float weights on the grid, no quantizers. What it lacks are the rounded
-    inputs, uint8 of (scale, zero): `reference` has these, too, and computes what was trained.
-    """
-
-    net: nn.Module
-    weights: dict[str, Stored]
-    inputs: dict[str, tuple[float, int]]
-    reference: nn.Module
 
 
 def quantizable(net: nn.Module) -> dict[str, nn.Module]:
@@ -120,140 +82,6 @@ def input_quantizer_of(module: nn.Module) -> InputQuantizer | None:
     """The quantizer of a layer's input."""
     found = getattr(module, INPUT, None)
     return found if isinstance(found, InputQuantizer) else None
-
-
-class WeightQuantizer(nn.Module):
-    """Rounds a weight to its scheme's grid; hands it on as it is until its scale was set.
-
-    Gradients pass the rounding as if it were not there, and reach `scale` as in Esser et al.
-    2020, arXiv:1902.08153, equation 3, where it wants them.
-    """
-
-    def __init__(self, scheme: Scheme, shape: tuple[int, ...], axis: int) -> None:
-        super().__init__()
-        self.scheme, self.axis = scheme, axis
-        rows, columns = shape[axis], 1
-        for index, size in enumerate(shape):
-            columns *= 1 if index == axis else size
-        self.group = scheme.group_size if scheme.group_size > 0 else columns
-        grid = (1, 1) if scheme.group_size == -1 else (rows, -(-columns // self.group))
-        self.scale = nn.Parameter(torch.zeros(grid), requires_grad=False)
-        if scheme.codebook:
-            self.register_buffer("table", torch.zeros(2**scheme.bits))
-        elif not scheme.symmetric:
-            self.register_buffer("zero", torch.zeros(grid))
-        self._set = False
-
-    @property
-    def levels(self) -> tuple[int, int]:
-        """The smallest and the largest integer."""
-        half = 2 ** (self.scheme.bits - 1)
-        signed = self.scheme.symmetric and not self.scheme.codebook
-        return (-half, half - 1) if signed else (0, 2 * half - 1)
-
-    def active(self) -> bool:
-        """Was the scale set, by `set_weight` or from a file?"""
-        self._set = self._set or bool(self.scale.detach().any())
-        return self._set
-
-    def forward(self, weight: Tensor) -> Tensor:
-        if not self.active():
-            return weight
-        grouped = self.grouped(weight)
-        wide = learned(self.scale, self.group, self.levels[1])[..., None]  # (rows, groups, 1)
-        q = self.integers(grouped, wide)
-        if self.scheme.codebook:
-            # The nearest entry; its gradient goes to the weight and to the scale, not the table.
-            value = straight_through(grouped / wide, self.table[q.detach().long()]) * wide
-        else:
-            value = (q - self._zero()) * wide
-        return self.ungrouped(value, weight.shape)
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """So that `layer.weight = w` writes the float weight."""
-        return weight
-
-    def _zero(self) -> Tensor | float:
-        return self.zero[..., None] if hasattr(self, "zero") else 0.0
-
-    def integers(self, grouped: Tensor, wide: Tensor) -> Tensor:
-        """What is stored for a grouped weight: (rows, groups, group), whole numbers as floats."""
-        if self.scheme.codebook:
-            middles = (self.table[1:] + self.table[:-1]) / 2
-            return torch.bucketize((grouped / wide).detach(), middles).to(grouped.dtype)
-        return rounded(grouped / wide + self._zero()).clamp(*self.levels)
-
-    def grouped(self, weight: Tensor) -> Tensor:
-        """A weight as (rows, groups, group), the last group padded with zeros."""
-        flat = weight.movedim(self.axis, 0).flatten(1)
-        short = -flat.shape[1] % self.group
-        if short:
-            flat = nn.functional.pad(flat, (0, short))
-        return flat.unflatten(1, (-1, self.group))
-
-    def ungrouped(self, grouped: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """The weight of `shape` again, without the padding."""
-        moved = list(shape)
-        moved.insert(0, moved.pop(self.axis))
-        columns = 1
-        for size in moved[1:]:
-            columns *= size
-        return grouped.flatten(1)[:, :columns].reshape(moved).movedim(0, self.axis)
-
-
-class InputQuantizer(nn.Module):
-    """Rounds a tensor to 256 evenly spaced values with zero among them; idle until it was set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.zeros(()), requires_grad=False)
-        self.zero = nn.Parameter(torch.zeros(()), requires_grad=False)
-        self._set = False
-
-    def active(self) -> bool:
-        """Was the scale set, by `set_input` or from a file?"""
-        self._set = self._set or bool(self.scale.detach() != 0)
-        return self._set
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.active():
-            return x
-        scale = learned(self.scale, x[:1].numel(), 255)
-        zero = rounded(self.zero).clamp(0, 255)
-        q = (rounded(x / scale) + zero).clamp(0, 255)
-        return (q - zero) * scale
-
-
-def rounded(x: Tensor) -> Tensor:
-    """Half to even, as ONNX's QuantizeLinear and OpenVINO's FakeQuantize; gradient 1."""
-    return straight_through(x, x.round())
-
-
-def learned(scale: Tensor, count: int, most: int) -> Tensor:
-    """`scale`, which `count` values share; its gradient times 1 / sqrt(count * most).
-
-    Source: Esser et al. 2020, arXiv:1902.08153, section 2.2 (LSQ); `most` is Q_P there.
-    """
-    if not scale.requires_grad:
-        return scale
-    alias = scale.view_as(scale)
-    alias.register_hook(lambda slope: slope * (count * most) ** -0.5)
-    return alias
-
-
-def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """`value`, with the gradient of `x`."""
-    return _StraightThrough.apply(x, value) if x.requires_grad else value
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> tuple[Any, None]:
-        return slopes[0], None
 
 
 def attach(net: nn.Module, layers: Mapping[str, Scheme]) -> None:
@@ -425,96 +253,7 @@ def _check_numbers(name: str, step: nn.Module) -> None:
         raise MismatchError(f"{name}: the table is not in ascending order")
 
 
-def stored(module: nn.Module) -> Stored:
-    """The integers of a quantized layer's weight, exactly those its `weight` stands for."""
-    step = quantizer_of(module)
-    assert step is not None
-    with torch.no_grad():
-        weight = module.parametrizations["weight"].original
-        q = step.integers(step.grouped(weight), step.scale[..., None]).flatten(1)
-    columns = weight.numel() // weight.shape[step.axis]
-    kind = torch.int8 if step.levels[0] < 0 else torch.uint8
-    zero, table = getattr(step, "zero", None), getattr(step, "table", None)
-    return Stored(
-        q[:, :columns].to(kind).numpy(),
-        step.scale.detach().numpy().copy(),
-        None if zero is None else zero.numpy().copy(),
-        None if table is None else table.numpy().copy(),
-        step.scheme,
-        tuple(weight.shape),
-        step.axis,
-    )
-
-
-def fold(net: nn.Module) -> Folded:
-    """Plain copies of `net`, and what its quantizers held.
-
-    Raises:
-        FormatError: a quantizer that was never set, or holds what is no number.
-    """
-    check(net)
-    reference = copy.deepcopy(net)
-    settle_biases(reference)
-    weights: dict[str, Stored] = {}
-    inputs: dict[str, tuple[float, int]] = {}
-    for name, module in list(reference.named_modules()):
-        if quantizer_of(module) is not None:
-            weights[name] = stored(module)
-            _make_plain(module)
-        found = input_quantizer_of(module)
-        if found is not None:
-            zero = int(found.zero.detach().round().clamp(0, 255))
-            inputs[name] = float(found.scale.detach()), zero
-    plain = copy.deepcopy(reference) if inputs else reference
-    for name in inputs:
-        module = plain.get_submodule(name)
-        delattr(module, INPUT)
-        _drop(module._forward_pre_hooks, _quantize_input)
-    return Folded(plain, weights, inputs, reference)
-
-
-def settle_biases(net: nn.Module) -> None:
-    """Move what is added behind each convolution of rounded inputs and weights, in place, to a
-    whole number of steps of its sums: int8 kernels add it as int32.
-
-    It is moved by half a step, 1/130050 of the range, at most; what is added is the bias, or where
-    a batch norm stands right behind in a `Sequential`, what is left of that in the convolution.
-    """
-    followed = _followed(net)
-    for name, layer in net.named_modules():
-        weight, inputs = quantizer_of(layer), input_quantizer_of(layer)
-        if not isinstance(layer, CONVOLUTIONS) or weight is None or inputs is None:
-            continue
-        if weight.scale.shape[1] == 1 and weight.scheme.symmetric:
-            with torch.no_grad():
-                _settle_bias(layer, weight.scale[:, 0] * inputs.scale, followed.get(name))
-
-
-def _settle_bias(layer: Any, step: Tensor, norm: Any) -> None:
-    """`step` (rows,) or (1,) is what a sum of products counts in."""
-    if norm is None:
-        if layer.bias is not None:
-            layer.bias.copy_((layer.bias / step).round() * step)
-        return
-    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
-    bias = 0.0 if layer.bias is None else layer.bias
-    added, step = norm.bias + (bias - norm.running_mean) * factor, (step * factor).abs()
-    whole = torch.where(step > 0, (added / step).round() * step, added)
-    norm.bias.add_(whole - added)
-
-
-def _followed(net: nn.Module) -> dict[str, nn.Module]:
-    """The batch norms right behind a layer, which exporters fold into it, by the layer's name."""
-    found: dict[str, nn.Module] = {}
-    for at, body in net.named_modules():
-        if isinstance(body, nn.Sequential):
-            for (first, _), (_, second) in pairwise(body.named_children()):
-                if isinstance(second, NORMS) and second.affine and second.track_running_stats:
-                    found[f"{at}.{first}" if at else first] = second
-    return found
-
-
-def _make_plain(module: nn.Module) -> None:
+def make_plain(module: nn.Module) -> None:
     """Take the quantizer off a layer's weight, which stays as it made it."""
     with torch.no_grad():
         original = module.parametrizations["weight"].original
@@ -525,6 +264,12 @@ def _make_plain(module: nn.Module) -> None:
     module.register_parameter("weight", original)
     _drop(module._state_dict_hooks, _to_readable)
     _drop(module._load_state_dict_pre_hooks, _from_readable)
+
+
+def drop_input(module: nn.Module) -> None:
+    """Take the quantizer off a layer's input."""
+    delattr(module, INPUT)
+    _drop(module._forward_pre_hooks, _quantize_input)
 
 
 def _drop(hooks: dict[int, Any], hook: Any) -> None:

@@ -116,7 +116,7 @@ def quantize_graph(
 
 
 def dress_graph(graph: GraphSpec, folder: Path, kind: str, folded: Any) -> Artifact:
-    """Put the integers of a quantized net (`edgegen.quantized.Folded`) into a graph that was
+    """Put the integers of a quantized net (`edgegen.folding.Folded`) into a graph that was
     written from its plain copy, and say what each layer became.
 
     Raises:

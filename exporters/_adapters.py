@@ -25,7 +25,7 @@ from edgegen.adapter_files import Factors, factors_of, fitted, read
 from edgegen.adapters import adaptable, adapted, attach, detach, low_rank, merge, shapes
 from edgegen.bundle import BASE, NONE
 from edgegen.errors import MismatchError, UnsupportedError, UsageError
-from edgegen.quantized import Folded
+from edgegen.folding import Folded
 from edgegen.rooms import nearest
 from edgegen.sources import Part
 from edgegen.spec import Array, GraphSpec, TensorSpec

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgegen import quantized
+from edgegen import folding, quantized
 from edgegen.checkpoint import fill
 from edgegen.errors import FormatError, MismatchError, NotFoundError, UnsupportedError, UsageError
 from edgegen.spec import Scheme
@@ -112,7 +112,7 @@ def test_a_file_without_a_scale_is_refused():
 
 def test_folding_leaves_a_plain_net_and_says_what_it_took_off():
     net = ready()
-    folded = quantized.fold(net)
+    folded = folding.fold(net)
     assert same(folded.reference(IDS), net(IDS))
     assert not quantized.is_quantized(folded.net)
     assert type(folded.net.fc) is nn.Linear
@@ -131,63 +131,6 @@ def test_gradients_reach_the_weight_and_the_scale():
     sum(out.sum() for out in net(IDS)).backward()
     assert net.fc.parametrizations["weight"].original.grad.abs().sum() > 0
     assert step.scale.grad.abs().sum() > 0
-
-
-def test_the_gradient_of_a_step_is_that_of_the_paper():
-    """Esser et al. 2020: -v/s + round(v/s) inside, the nearer end outside; over sqrt(N * Q_P)."""
-    layer = nn.Linear(4, 1, bias=False)
-    quantized.attach(layer_in := nn.Sequential(layer), {"0": Scheme(4, 0)})
-    v, s = torch.tensor([[0.3, -0.74, 9.0, -9.0]]), 0.5
-    quantized.set_weight(layer, torch.tensor([[s]]), weight=v)
-    step = quantized.quantizer_of(layer)
-    step.scale.requires_grad_(True)
-    slopes = torch.tensor([[1.0, 2.0, 3.0, 5.0]])
-    (layer.weight * slopes).sum().backward()
-    inside = [-0.3 / s + 1, 0.74 / s - 1]
-    wanted = torch.tensor([[*inside, 7.0, -8.0]]) * slopes / (4 * 7) ** 0.5
-    torch.testing.assert_close(step.scale.grad, wanted.sum()[None, None])
-    # The weight's own gradient passes inside and ends outside.
-    assert layer.parametrizations["weight"].original.grad.tolist() == [[1.0, 2.0, 0.0, 0.0]]
-    assert layer_in(torch.ones(1, 4)).item() == pytest.approx(0.5 - 0.5 + 3.5 - 4)
-
-
-def test_the_gradient_of_an_inputs_step_is_that_of_the_paper():
-    step = quantized.InputQuantizer()
-    with torch.no_grad():
-        step.scale.fill_(0.5)
-        step.zero.fill_(1)
-    step.scale.requires_grad_(True)
-    x = torch.tensor([[0.3, -9.0, 999.0], [0.0, 0.0, 0.0]])
-    step(x).sum().backward()
-    wanted = (-0.3 / 0.5 + 1 - 1 + 254) / (3 * 255) ** 0.5
-    assert step.scale.grad.item() == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize("normed", [False, True])
-def test_what_is_added_behind_a_convolution_is_whole_steps_of_its_sums(normed):
-    torch.manual_seed(0)
-    conv, norm = nn.Conv2d(2, 3, 1, bias=not normed), nn.BatchNorm2d(3)
-    with torch.no_grad():
-        norm.weight.copy_(torch.tensor([0.7, -1.3, 0.0]))
-        norm.running_mean.normal_()
-        norm.bias.normal_()
-    net = nn.Sequential(conv, *([norm] if normed else []), nn.ReLU()).eval()
-    quantized.attach(net, {"0": Scheme(8, 0, input_bits=8)})
-    scale = conv.weight.detach().flatten(1).abs().amax(1) / 127
-    quantized.set_weight(conv, scale)
-    quantized.set_input(conv, 0, 1)
-    x = torch.zeros(1, 2, 1, 1)  # what comes out is what is added
-    before = copy.deepcopy(net[:2] if normed else net[:1])(x).flatten()
-    quantized.settle_biases(net)
-    after = (net[:2] if normed else net[:1])(x).flatten()
-    factor = norm.weight.abs() / (norm.running_var + norm.eps).sqrt() if normed else torch.ones(3)
-    step = (scale / 255 * factor).detach()
-    counted = after[:2] / step[:2]
-    torch.testing.assert_close(counted, counted.round(), rtol=0, atol=2e-3)
-    assert bool(((after - before).abs() <= 0.501 * step + 1e-6).all())
-    again = copy.deepcopy(net)
-    quantized.settle_biases(again)
-    torch.testing.assert_close(again(x), net(x), rtol=1e-6, atol=1e-7)
 
 
 def test_zero_is_exact_in_a_rounded_input():
@@ -223,7 +166,7 @@ def test_a_scale_that_is_none_is_refused(scale):
     with pytest.raises(MismatchError, match="finite and above 0"):
         quantized.set_weight(net.fc, torch.full((6, 1), scale))
     with pytest.raises(FormatError, match=r"model: fc\.weight_quantizer"):
-        quantized.fold(net)
+        folding.fold(net)
 
 
 def test_inputs_of_a_transposed_convolution_that_go_below_zero_get_a_symmetric_range():

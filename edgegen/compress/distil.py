@@ -16,12 +16,13 @@ import torch
 from msgspec import Struct
 from torch import nn
 
-from edgegen import checkpoint, quantized, records, rooms
+from edgegen import checkpoint, records, rooms
 from edgegen.compress._fit import Fit, fit
 from edgegen.compress._lesson import Lesson
 from edgegen.compress._weights import Weights
 from edgegen.compress._work import Setting, Work
 from edgegen.errors import FormatError, UnsupportedError, UsageError
+from edgegen.quantizers import InputQuantizer, WeightQuantizer
 from edgegen.spec import ModelSpec
 
 
@@ -191,6 +192,6 @@ def trainable(net: nn.Module, parts: Any, with_losses: bool) -> list[nn.Paramete
     found: dict[int, nn.Parameter] = {}
     for root in roots:
         for module in root.modules():
-            if not isinstance(module, quantized.WeightQuantizer | quantized.InputQuantizer):
+            if not isinstance(module, WeightQuantizer | InputQuantizer):
                 found |= {id(p): p for p in module.parameters(recurse=False)}
     return list(found.values())

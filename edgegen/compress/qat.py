@@ -35,7 +35,8 @@ from edgegen.compress._weights import Weights
 from edgegen.compress._work import Setting, Work
 from edgegen.compress.distil import check_plan, part_average, plan, share_average, trainable
 from edgegen.errors import UnsupportedError, UsageError
-from edgegen.quantized import input_quantizer_of, is_quantized, quantizer_of, settle_biases
+from edgegen.folding import settle_biases
+from edgegen.quantized import input_quantizer_of, is_quantized, quantizer_of
 
 LEAST = 1e-3  # a learned step stays above this share of what it was
 Quantizers = dict[str, nn.Module]

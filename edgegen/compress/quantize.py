@@ -39,7 +39,8 @@ from edgegen.compress._smooth import activation_aware, equalised, fold, links, m
 from edgegen.compress._static import correct_bias, ranges
 from edgegen.compress._work import Setting, Work
 from edgegen.errors import MismatchError, UnsupportedError, UsageError
-from edgegen.quantized import attach, is_quantized, set_input, set_weight, settle_biases
+from edgegen.folding import settle_biases
+from edgegen.quantized import attach, is_quantized, set_input, set_weight
 from edgegen.sensitivity import layers_of
 from edgegen.spec import Scheme
 

@@ -18,7 +18,8 @@ from edgegen.compress._probe import probe  # noqa: E402
 from edgegen.compress._rounding import sqnr_db  # noqa: E402
 from edgegen.compress.quantize import Options, apply  # noqa: E402
 from edgegen.errors import MismatchError, UnsupportedError, UsageError  # noqa: E402
-from edgegen.quantized import schemes, stored  # noqa: E402
+from edgegen.folding import stored  # noqa: E402
+from edgegen.quantized import schemes  # noqa: E402
 from edgegen.spec import Scheme  # noqa: E402
 
 SMALL = {"samples": 4, "tokens": 16}

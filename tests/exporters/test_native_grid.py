@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgegen import quantized
+from edgegen import folding, quantized
 from edgegen.errors import UnsupportedError
 from edgegen.exporters import native
 from edgegen.models import gpt
@@ -35,7 +35,7 @@ def quantize(schemes):
 def dressed(net, tmp_path):
     ((_, graph),) = gpt.graphs(net).values()
     path = tmp_path / native.FILE
-    folded = quantized.fold(net)
+    folded = folding.fold(net)
     native.write(folded.net, graph, path)
     plain = native.read(path)[1]
     notes, exact = native.dress(path, folded)

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgegen import quantized
+from edgegen import folding, quantized
 from edgegen.exporters import onnx as exporter
 from edgegen.exporters._grid import in_torch
 from edgegen.exporters._onnx_shuffle import SHUFFLED, Plan, phases, plan, shuffle
@@ -268,7 +268,7 @@ def test_static_int8_of_a_decoder_has_int8_up_to_its_last_convolution(decoder, t
 
 @pytest.mark.slow
 def test_the_own_integers_of_a_transposed_convolution_are_computed_with(decoder, tmp_path):
-    net, latents = quantized.fold(decoder[0]).net, decoder[1]
+    net, latents = folding.fold(decoder[0]).net, decoder[1]
     names = list(quantized.quantizable(net))
     quantized.attach(net, dict.fromkeys(names, Scheme(8, 0, input_bits=8)))
     for name in names:
@@ -276,7 +276,7 @@ def test_the_own_integers_of_a_transposed_convolution_are_computed_with(decoder,
         low, high = quantized.quantizer_of(layer).grouped(layer.weight.detach()).aminmax(dim=-1)
         quantized.set_weight(layer, torch.maximum(-low, high) / 127)
         quantized.set_input(layer, -4.0 if name == "first" else 0.0, 4.0)
-    folded, path = quantized.fold(net), tmp_path / "m.onnx"
+    folded, path = folding.fold(net), tmp_path / "m.onnx"
     exporter.write(folded.net, SPEC, path)
     notes, exact = exporter.dress(path, folded)
     assert f"2 {SHUFFLED}" in notes and not exact

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgegen import quantized
+from edgegen import folding, quantized
 from edgegen.bundle import open_bundle
 from edgegen.errors import UnsupportedError
 from edgegen.exporters import openvino as exporter
@@ -123,7 +123,7 @@ def test_a_transposed_convolution_that_openvino_computes_in_fp32_is_said_to_be(
         (TensorSpec("x", "float32", ("batch", 2, 4, 4)),),
         (TensorSpec("y", "float32", ("batch", 3, 8, 8)),),
     )
-    folded, path = quantized.fold(net), tmp_path / "m.xml"
+    folded, path = folding.fold(net), tmp_path / "m.xml"
     exporter.write(folded.net, spec, path)
     notes, exact = exporter.dress(path, folded)
     assert sum("OpenVINO computes them in fp32" in note for note in notes) == said
