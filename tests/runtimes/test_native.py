@@ -23,6 +23,7 @@ from edgegen.errors import (
 from edgegen.exporters import native as packer
 from edgegen.models import gpt
 from edgegen.proof import readers
+from edgegen.runtimes import _native_library as library
 from edgegen.runtimes import native
 from edgegen.runtimes.loops import autoregressive
 from edgegen.spec import Options, Request, Sampling
@@ -48,7 +49,7 @@ STYLES = {
     "gpt2": {"style": "gpt2", "num_key_value_heads": 4},
 }
 KERNELS = [
-    k for k in ("avx2", "avxvnni", "avx512", "neon") if native._library().eg_kernels(k.encode())
+    k for k in ("avx2", "avxvnni", "avx512", "neon") if library.library().eg_kernels(k.encode())
 ]
 
 
@@ -286,7 +287,7 @@ def test_any_number_of_threads_draws_the_same_tokens_also_while_it_changes(tmp_p
     decoder = session.decoder(sampling, 2)
     found = [decoder.start(PROMPTS, sampling)]
     for step in range(39):
-        native._library().eg_run_use(session.ready(4).handle, 1 + step % 2)
+        library.library().eg_run_use(session.ready(4).handle, 1 + step % 2)
         found.append(decoder.step())
     assert np.array_equal(found, wanted)
 
@@ -372,7 +373,7 @@ def test_a_cache_of_another_precision_is_refused(tmp_path):
 
 
 def test_the_record_of_a_text_is_that_of_the_c_code():
-    assert ctypes.sizeof(native._Text) == native._library().eg_text_size()
+    assert ctypes.sizeof(library.Text) == library.library().eg_text_size()
 
 
 @pytest.mark.slow
@@ -546,10 +547,10 @@ def test_a_number_that_is_not_finite_is_named(tmp_path, precision):
 
 @pytest.fixture
 def unbuilt(monkeypatch):
-    monkeypatch.setattr(native, "LIBRARY", "edgegen.runtimes._engine_of_nobody")
-    native._library.cache_clear()
+    monkeypatch.setattr(library, "LIBRARY", "edgegen.runtimes._engine_of_nobody")
+    library.library.cache_clear()
     yield
-    native._library.cache_clear()
+    library.library.cache_clear()
 
 
 def test_an_engine_that_was_not_compiled_says_so_when_it_is_asked_for(tmp_path, unbuilt):
@@ -575,11 +576,11 @@ def test_an_engine_that_was_not_compiled_is_skipped_by_name(tmp_path, unbuilt):
 def test_a_library_of_another_system_is_no_stack_trace(tmp_path, monkeypatch):
     broken = tmp_path / "_engine.so"
     broken.write_bytes(b"\x7fELF of another machine")
-    monkeypatch.setattr(native, "built", lambda: str(broken))
-    native._library.cache_clear()
+    monkeypatch.setattr(library, "built", lambda: str(broken))
+    library.library.cache_clear()
     with pytest.raises(MissingExtraError, match="cannot be loaded"):
         native.version()
-    native._library.cache_clear()
+    library.library.cache_clear()
 
 
 def test_random_damage_never_crashes(tmp_path):
