@@ -14,38 +14,32 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import torch
 from msgspec import Struct
 
 from edgegen import checkpoint, records, rooms
-from edgegen.bundle import Bundle, open_bundle
 from edgegen.compress._gate import (
     OF_TOKENS,
-    Figures,
-    bundle_of,
     format_of,
-    judge,
-    kept,
-    over_budget,
-    quality_of,
 )
 from edgegen.compress._material import read_material
 from edgegen.compress._open import check_finite, open_work, sha256_of, traces
+from edgegen.compress._run import Run, baseline, load, save, verdict_of
 from edgegen.compress._vocabulary import likewise
 from edgegen.compress._work import Setting, Target, Work
 from edgegen.errors import EdgeGenError, GateError, UsageError
 from edgegen.quantized import count
-from edgegen.recipe import LEARNS, Recipe, Step, check, check_order, options_of, shipped
+from edgegen.recipe import Recipe, Step, check, check_order, options_of, shipped
 from edgegen.recipe import read as read_recipe
 from edgegen.spec import Report, silent
 from edgegen.steps import Entry, Verdict
 
 ROOM = "edgegen.compress"
 VOCABULARY = "vocabulary"  # the part whose pruning changes what a token is
-PLAN, ORIGINAL = "plan.json", "original.json"
+PLAN = "plan.json"
 UNJUDGED = Verdict("not measured", "the run was stopped before the gate")
 
 
@@ -60,22 +54,6 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True):
     data_sha256: str
     target: tuple[str, str, int]
     seed: int
-
-
-class _Run(NamedTuple):
-    """What stays the same from step to step."""
-
-    recipe: Recipe
-    options: list[Any]
-    folder: Path
-    source: str
-    original: Work | None  # where it is not the source
-    setting: Setting
-    data: str | None
-    measure: bool
-    keep_anyway: bool
-    note: Callable[[str], None]
-    show: Callable[[Entry], None]
 
 
 def compress(
@@ -145,7 +123,7 @@ def compress(
     )
     _begin(folder, plan, resume, note)
     setting = Setting(teacher or work, material, folder, target, seed, report)
-    run = _Run(
+    run = Run(
         recipe,
         options,
         folder,
@@ -193,13 +171,13 @@ def _begin(folder: Path, plan: Plan, resume: bool, note: Callable[[str], None]) 
             )
 
 
-def _all_steps(run: _Run, work: Work, output: Path) -> tuple[Entry, ...]:
+def _all_steps(run: Run, work: Work, output: Path) -> tuple[Entry, ...]:
     entries: list[Entry] = []
     measured = 0  # the last step that has a bundle: what the next one is measured against
     for number, step in enumerate(run.recipe.steps, start=1):
         try:
             if run.measure and number == 1:
-                _baseline(run, work)
+                baseline(run, work)
             work, entry = _one_step(run, work, number, measured)
         except GateError:
             raise
@@ -218,19 +196,19 @@ def _all_steps(run: _Run, work: Work, output: Path) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _one_step(run: _Run, before: Work, number: int, measured: int) -> tuple[Work, Entry]:
+def _one_step(run: Run, before: Work, number: int, measured: int) -> tuple[Work, Entry]:
     """The model after step `number` and its entry, from disk where it was there already."""
     path = run.folder / f"step-{number}"
     records.recover(path)
     if not (path / checkpoint.HISTORY).is_file():
         _apply(run, before, number, path)
-    work, entry = _load(path)
+    work, entry = load(path)
     if _is_settled(entry.verdict):
         run.show(entry)
         return work, entry
-    verdict = _verdict(run, work, number, measured, entry.verdict)
+    verdict = verdict_of(run, work, number, measured, entry.verdict)
     entry = msgspec.structs.replace(entry, verdict=verdict)
-    work = _save(path, work, entry)
+    work = save(path, work, entry)
     run.show(entry)
     if verdict.outcome == "refused":
         raise GateError(
@@ -245,7 +223,7 @@ def _is_settled(verdict: Verdict) -> bool:
     return verdict.outcome != "refused" and verdict != UNJUDGED
 
 
-def _apply(run: _Run, before: Work, number: int, path: Path) -> None:
+def _apply(run: Run, before: Work, number: int, path: Path) -> None:
     """Run the method and write its result; the gate comes later."""
     step, options = run.recipe.steps[number - 1], run.options[number - 1]
     folder = run.folder / f"work-{number}"
@@ -271,11 +249,11 @@ def _apply(run: _Run, before: Work, number: int, path: Path) -> None:
         resumed=resumed,
         notes=after.notes,
     )
-    _save(path, after._replace(history=(*before.history, {})), entry)
+    save(path, after._replace(history=(*before.history, {})), entry)
     shutil.rmtree(folder)
 
 
-def _in_tokens_of(work: Work, run: _Run) -> Setting:
+def _in_tokens_of(work: Work, run: Run) -> Setting:
     """Data and original as the model reads them now: an earlier step may have taken tokens."""
     setting, material = run.setting, run.setting.material
     if setting.original.tokenizer is None or setting.original.tokenizer == work.tokenizer:
@@ -302,80 +280,3 @@ def _check_budgets(recipe: Recipe, options: Sequence[Any]) -> None:
 def _count(work: Work) -> int:
     """The parameters of what is exported."""
     return count(*(part for part, _ in checkpoint.graphs(work.spec, work.net).values()))
-
-
-def _save(path: Path, work: Work, entry: Entry) -> Work:
-    """Write a step's checkpoint with `entry` as the last of its history."""
-    history = (*work.history[:-1], msgspec.to_builtins(entry))
-    work = work._replace(history=history)
-    checkpoint.save(path, work.spec, work.net, history, work.tokenizer, work.chat_template)
-    return work
-
-
-def _load(path: Path) -> tuple[Work, Entry]:
-    """A step's result as it was written: the next one starts from that and nothing else."""
-    found = checkpoint.load(path)
-    work = Work(found.spec, found.net, found.tokenizer, found.chat_template, found.history)
-    return work, msgspec.convert(found.history[-1], Entry)
-
-
-def _baseline(run: _Run, work: Work) -> None:
-    """The source and the original, exported once; the original's quality, and the budgets tried
-    on it: a figure that there is none of is not found out after an hour."""
-    _exported(run, work, 0)
-    if run.original:
-        _exported(run, run.original, "original")
-    path = run.folder / ORIGINAL
-    if not path.is_file():
-        records.write(_quality(run, _original(run)), path)
-    figures = records.read(Figures, path)
-    over_budget(run.recipe.gate, figures, figures)
-
-
-def _original(run: _Run) -> Bundle:
-    return open_bundle(run.folder / f"bundle-{'original' if run.original else 0}")
-
-
-def _quality(run: _Run, bundle: Bundle) -> Figures:
-    setting = run.setting
-    return quality_of(
-        bundle, _original(run), run.data, setting.target, run.recipe.gate, setting.report
-    )
-
-
-def _verdict(run: _Run, work: Work, number: int, measured: int, had: Verdict) -> Verdict:
-    """What the gate says of a step, or why it says nothing."""
-    if not run.measure:
-        return Verdict("not measured", "run with --no-measure")
-    if not run.recipe.steps[number - 1].gate:
-        return Verdict("not asked", "the recipe says gate = false")
-    if had.outcome == "refused" and run.keep_anyway:
-        return kept(had)
-    original = records.read(Figures, run.folder / ORIGINAL)
-    before, after = open_bundle(run.folder / f"bundle-{measured}"), _exported(run, work, number)
-    verdict = judge(
-        before,
-        after,
-        run.recipe.gate,
-        run.setting.target,
-        original=original,
-        was=_figures(run, measured, before),
-        now=_quality(run, after),
-        learns=run.recipe.steps[number - 1].kind in LEARNS,
-        report=run.setting.report,
-    )
-    return kept(verdict) if verdict.outcome == "refused" and run.keep_anyway else verdict
-
-
-def _figures(run: _Run, number: int, bundle: Bundle) -> Figures:
-    """The quality of the source, or of a step that was measured."""
-    if number == 0:
-        same = run.original is None
-        return records.read(Figures, run.folder / ORIGINAL) if same else _quality(run, bundle)
-    verdict = _load(run.folder / f"step-{number}")[1].verdict
-    return verdict.after.quality if verdict.after else {}
-
-
-def _exported(run: _Run, work: Work, name: int | str) -> Bundle:
-    path = run.folder / f"bundle-{name}"
-    return bundle_of(work, path, run.setting.target, run.setting.report)
