@@ -4,62 +4,48 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from edgegen import __version__, eight_bit_cache, records, rooms
+from edgegen import eight_bit_cache, records, rooms
 from edgegen.bundle import (
     BASE,
     FORMAT_VERSION,
     GOLDEN,
-    MANIFEST,
     Artifact,
     Bundle,
     Case,
-    Drift,
     Manifest,
     Text,
     open_bundle,
-    sums,
     write_golden,
 )
 from edgegen.calibration import Calibration, calibration
 from edgegen.devices import meters
-from edgegen.errors import NotFoundError, ParityError, UnsupportedError, UsageError
+from edgegen.errors import NotFoundError, UnsupportedError, UsageError
 from edgegen.exporters import PRECISIONS, dress_graph, quantize_graph, write_graph
 from edgegen.exporters._adapters import (
-    Placed,
     Switched,
     gather,
-    merged,
-    named,
     switchable,
-    taken_off,
     with_adapter,
 )
 from edgegen.exporters._fixed import fix
-from edgegen.exporters._grid import OWN_PRECISIONS, precision_name
-from edgegen.folding import Folded, fold
+from edgegen.exporters._grid import OWN_PRECISIONS
+from edgegen.folding import Folded
 from edgegen.parity import cases, keep
-from edgegen.quantized import is_quantized
-from edgegen.runtimes import deploy
+from edgegen.ready import adapted, folded_parts
 from edgegen.runtimes._adapters import FOLDER
 from edgegen.runtimes._adapters import write as write_adapter
+from edgegen.seal import prove, tools, write_manifest
 from edgegen.sources import Model, Part, open_source
 from edgegen.spec import Report, silent
-from edgegen.verify import check_case
-
-# Which engine proves a format at export.
-ENGINE_OF = {n: n for n in ("openvino", "torch", "native", "fused")} | {"onnx": "onnxruntime"}
-TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "numpy", "tokenizers")
 
 # Real text for the quality figure: random tokens say little about a language model.
 SAMPLE = (
@@ -113,8 +99,8 @@ def export(
     model = source if isinstance(source, Model) else open_source(source, inputs, pixels)
     if kv_cache and not isinstance(model.loop, Text):
         raise UsageError(f"{model.name}: has no key/value cache", "leave --kv-cache out")
-    model, adapted = _adapted(model, adapters or {}, merge)
-    if static and adapted[0]:
+    model, placed = adapted(model, adapters or {}, merge)
+    if static and placed[0]:
         raise UsageError(
             "--static and --adapter exclude each other: what adapters are fed with has a free rank",
             "merge the adapter into the weights: --merge",
@@ -122,8 +108,8 @@ def export(
     if static:
         parts = fix(model.parts, static)
         model = model._replace(parts={name: Part(*part) for name, part in parts.items()})
-    model, folded, precisions = _fold(model, precisions)
-    switched = gather(model.parts, *adapted, formats, folded)
+    model, folded, precisions = folded_parts(model, precisions)
+    switched = gather(model.parts, *placed, formats, folded)
     with _scratch(output) as scratch:
         drawn = _draw(model, folded, switched, scratch, formats, report)
         report("compute the reference", 0, 1)
@@ -134,63 +120,6 @@ def export(
             )
             for precision in precisions
         ]
-
-
-def _adapted(
-    model: Model, adapters: Mapping[str, Path | str], merge: bool
-) -> tuple[Model, tuple[dict[str, Placed], str]]:
-    """The model without adapters, or with them merged; the others by name, and which is first."""
-    parts, own = taken_off(model.parts)
-    found, first = named(parts, adapters, own, model.name)
-    if merge and not found:
-        raise UsageError(
-            f"{model.name}: no adapters to merge", "leave --merge out, or add --adapter NAME=FOLDER"
-        )
-    if merge and len(adapters) > 1:
-        raise UsageError(
-            f"--merge: {len(adapters)} adapters: {', '.join(adapters)}",
-            "give one: merged, they could not be told apart",
-        )
-    if merge:
-        for placed in found.values():
-            parts = merged(parts, placed)
-        found, first = {}, ""
-    if own:
-        model = model._replace(parameters=_count(part.module for part in parts.values()))
-    return model._replace(parts=parts), (found, first)
-
-
-def _count(modules: Iterable[Any]) -> int:
-    """The parameters of all modules, shared ones once; those of ONNX files are not known."""
-    nets = [each for each in modules if not isinstance(each, Path)]
-    return sum({id(p): p.numel() for net in nets for p in net.parameters()}.values())
-
-
-def _fold(
-    model: Model, precisions: Sequence[str] | None
-) -> tuple[Model, dict[str, Folded], Sequence[str]]:
-    """The model with quantized graphs as their own reference; what was folded; the precisions."""
-    modules = {name: part.module for name, part in model.parts.items()}
-    quantized = {n: m for n, m in modules.items() if not isinstance(m, Path) and is_quantized(m)}
-    if not quantized:
-        for precision in set(precisions or ()) - set(PRECISIONS):
-            raise UsageError(
-                f"{model.name}: is not quantized, so it is not {precision}",
-                f"take one of {', '.join(PRECISIONS)}, or quantize it first: edgegen compress",
-            )
-        return model, {}, precisions or ("fp32",)
-    folded = {name: fold(module) for name, module in quantized.items()}
-    own = precision_name([w.scheme for f in folded.values() for w in f.weights.values()])
-    if precisions and list(precisions) != [own]:
-        raise UsageError(
-            f"{model.name}: is quantized already ({own}), cannot be {', '.join(precisions)}",
-            "leave --precision out, or export the checkpoint it was quantized from",
-        )
-    parts = dict(model.parts)
-    for name, found in folded.items():
-        parts[name] = Part(found.reference, parts[name].spec)
-    plain = _count(folded[n].net if n in folded else module for n, module in modules.items())
-    return model._replace(parts=parts, parameters=plain), folded, (own,)
 
 
 class _Drawn(NamedTuple):
@@ -278,10 +207,10 @@ def _bundle(
         manifest = _manifest(drawn, output.name, precision, artifacts)
         if drawn.kv_cache:
             manifest = eight_bit_cache.settled(
-                part, manifest, drawn.kv_cache, drawn.golden, lambda m: _write_manifest(part, m, [])
+                part, manifest, drawn.kv_cache, drawn.golden, lambda m: write_manifest(part, m, [])
             )
-        rows = _prove(part, manifest, drawn.golden, report)
-        _write_manifest(part, manifest, rows)
+        rows = prove(part, manifest, drawn.golden, report)
+        write_manifest(part, manifest, rows)
     return open_bundle(output)
 
 
@@ -353,41 +282,6 @@ def _prompt(model: Model) -> tuple[int, ...]:
     return tuple(ids[: min(PROMPT_TOKENS, model.loop.max_positions)])
 
 
-def _prove(folder: Path, manifest: Manifest, golden: list[Case], report: Report) -> list[Drift]:
-    """Every case on every engine of the bundle; raises on the first engine that is off."""
-    _write_manifest(folder, manifest, [])
-    rows: list[Drift] = []
-    kinds = dict.fromkeys(artifact.format for artifact in manifest.artifacts)
-    for kind in kinds:
-        what = f"verify {manifest.precision} on {ENGINE_OF[kind]}"
-        report(what, 0, len(golden))
-        deployment = deploy(folder, ENGINE_OF[kind])
-        try:
-            for done, case in enumerate(golden, start=1):
-                rows += check_case(deployment, case)
-                report(what, done, len(golden))
-        finally:
-            deployment.close()
-    raise_unless_ok(rows)
-    return rows
-
-
-def raise_unless_ok(rows: Sequence[Drift]) -> None:
-    """Raise `ParityError`, naming the outputs that are off, unless every row is ok."""
-    bad = [row for row in rows if not row.ok]
-    if bad:
-        worst = "\n".join(
-            "  {} {} {} {}: max abs error {}, SQNR {} dB, wanted {}".format(
-                r.engine, r.graph, r.case, r.output, *r.numbers(), r.rule
-            )
-            for r in bad[:8]
-        )
-        raise ParityError(
-            f"{len(bad)} of {len(rows)} outputs are not what the model computes:\n{worst}",
-            "export at a higher precision, or give calibration data with --data",
-        )
-
-
 def _manifest(
     drawn: _Drawn, name: str, precision: str, artifacts: tuple[Artifact, ...]
 ) -> Manifest:
@@ -397,7 +291,6 @@ def _manifest(
     reference = "torch fp32, quantized as the checkpoint is" if folded else "torch fp32"
     if file:
         reference = "onnxruntime on the source file, fp32, unoptimised"
-    tools = {"python": platform.python_version(), "edgegen": __version__}
     return Manifest(
         format_version=FORMAT_VERSION,
         name=name,
@@ -414,22 +307,5 @@ def _manifest(
         history=model.history,
         adapters={name: f"{FOLDER}/{name}.npz" for name in adapters},
         adapter=switched.first,
-        tools=tools | {n: metadata.version(n) for n in TOOLS if _installed(n)},
+        tools=tools(),
     )
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _write_manifest(folder: Path, manifest: Manifest, rows: Sequence[Drift]) -> None:
-    """The manifest with the hashes of all other files, the parity rows and the peak memory."""
-    peak = meters.peak_rss_mb()
-    full = msgspec.structs.replace(
-        manifest, files=sums(folder), drifts=tuple(rows), export_peak_rss_mb=peak
-    )
-    (folder / MANIFEST).write_bytes(records.encode(full))
