@@ -81,7 +81,7 @@ PEERS = [
         "llama.cpp",
         "llama-cpp",
         ALL,
-        (("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.4.6"),),
+        (("llama-cpp-python==0.3.36", "gguf==0.19.0", "safetensors==0.8.0", "numpy==2.4.6"),),
         environment="llama-cpp",
         build_variables={"CMAKE_ARGS": LLAMA_CPP},
     ),

@@ -95,9 +95,11 @@ def test_channels_that_do_not_fill_their_groups_are_refused(layer, shapes):
 
 
 def test_norms_without_tensors_and_other_modules_are_left_alone():
-    for layer in (nn.GroupNorm(2, 4, affine=False), nn.RMSNorm(4, elementwise_affine=False)):
+    plain = (nn.GroupNorm(2, 4, affine=False), nn.RMSNorm(4, elementwise_affine=False), nn.ReLU())
+    for layer in plain:
+        before = dict(vars(layer))
         refit(layer)
-    refit(nn.ReLU())
+        assert vars(layer) == before
 
 
 def test_two_different_models_have_no_shapes_in_common():
