@@ -27,7 +27,7 @@ from edgegen.spec import GraphSpec, ModelSpec
 T = TypeVar("T")
 Graphs = Mapping[str, tuple[nn.Module, GraphSpec]]
 
-LIMIT_S = 60.0
+LIMIT_S, AGAIN_S = 60.0, 0.2
 LAYERS = nn.Linear | nn.modules.conv._ConvNd
 # How far a net without some units may be from one in which they are zero, as a share of the
 # largest output: sums are taken in another order.
@@ -85,31 +85,41 @@ def within(limit_s: float, work: Callable[[], T], what: str) -> T:
     Raises:
         UnsupportedError: it took too long and was stopped.
     """
-    thread, lock, done = threading.get_ident(), threading.Lock(), False
+    thread, lock = threading.get_ident(), threading.Lock()
+    finished, done = threading.Event(), False
 
     def stop() -> None:
-        with lock:
-            if not done:
-                # A signal would do it in the main thread only.
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread), ctypes.py_object(_TooLongError)
-                )
+        # Again until it works: Python drops an exception that comes up while it frees an object.
+        pause = limit_s
+        while not finished.wait(pause):
+            with lock:
+                if not done:
+                    # A signal would do it in the main thread only.
+                    _raise_in(thread, ctypes.py_object(_TooLongError))
+            pause = AGAIN_S
 
-    timer = threading.Timer(limit_s, stop)
-    timer.start()
+    threading.Thread(target=stop, daemon=True).start()
     try:
         result = work()
         with lock:
             done = True
         return result
     except _TooLongError:
+        with lock:
+            done = True
+        _raise_in(thread, None)  # takes back one that has not come up yet
         raise UnsupportedError(
             f"{what}: tracing which channels hang together took more than {limit_s:g} s",
             "attention with fused queries, keys and values is the usual cause: give them a Linear "
             "each; or use kind = 'unstructured'",
         ) from None
     finally:
-        timer.cancel()
+        finished.set()
+
+
+def _raise_in(thread: int, kind: Any) -> None:
+    """Let a thread raise `kind` at its next step of Python; None takes back what is pending."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), kind)
 
 
 class _Marked(nn.Module):

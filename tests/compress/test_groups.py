@@ -159,6 +159,21 @@ def test_what_ends_in_time_is_left_alone():
         within(0.05, lambda: [None for _ in iter(time.monotonic, -1.0)], "nothing")
 
 
+def test_what_swallows_the_first_stop_is_stopped_by_the_next():
+    swallowed = []
+
+    def stubborn():
+        try:
+            return [None for _ in iter(time.monotonic, -1.0)]
+        except BaseException as error:
+            swallowed.append(error)
+        return [None for _ in iter(time.monotonic, -1.0)]
+
+    with pytest.raises(UnsupportedError, match="stubborn: tracing"):
+        within(0.05, stubborn, "stubborn")
+    assert len(swallowed) == 1
+
+
 def test_layers_that_must_stay_as_they_are_have_a_reason(module):
     found = trace(*module("Fixed"))
     assert "convolution in 2 groups" in found.fixed["grouped"]
