@@ -129,12 +129,16 @@ def test_a_device_that_hands_the_work_on_is_found_out():
     openvino._check_device(Compiled(EXECUTION_DEVICES=["CPU"]), "AUTO", "auto")
 
 
-def test_another_precision_than_told_is_found_out():
+@pytest.mark.parametrize(
+    ("name", "does"),
+    [("INFERENCE_PRECISION_HINT", "compute"), ("KV_CACHE_PRECISION", "keep its cache")],
+)
+def test_another_precision_than_told_is_found_out(name, does):
+    compiled = Compiled(**{name: "bf16"})
+    openvino._check_precision(compiled, {name: "bf16"}, name, does)
     with pytest.raises(MismatchError) as error:
-        openvino._check_precision(
-            Compiled(INFERENCE_PRECISION_HINT="bf16"), {"INFERENCE_PRECISION_HINT": "f32"}
-        )
-    assert str(error.value) == "openvino was told to compute in f32 but runs in bf16"
+        openvino._check_precision(compiled, {name: "f32"}, name, does)
+    assert str(error.value) == f"openvino was told to {does} in f32 but runs in bf16"
 
 
 def test_names_of_devices_are_openvinos_own():
