@@ -27,7 +27,7 @@ from edgegen.spec import GraphSpec, ModelSpec
 T = TypeVar("T")
 Graphs = Mapping[str, tuple[nn.Module, GraphSpec]]
 
-LIMIT_S, AGAIN_S = 60.0, 0.2
+LIMIT_S, AGAIN_S = 60.0, 1.0
 LAYERS = nn.Linear | nn.modules.conv._ConvNd
 # How far a net without some units may be from one in which they are zero, as a share of the
 # largest output: sums are taken in another order.
@@ -95,7 +95,9 @@ def within(limit_s: float, work: Callable[[], T], what: str) -> T:
             with lock:
                 if not done:
                     # A signal would do it in the main thread only.
-                    _raise_in(thread, ctypes.py_object(_TooLongError))
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(thread), ctypes.py_object(_TooLongError)
+                    )
             pause = AGAIN_S
 
     threading.Thread(target=stop, daemon=True).start()
@@ -107,7 +109,6 @@ def within(limit_s: float, work: Callable[[], T], what: str) -> T:
     except _TooLongError:
         with lock:
             done = True
-        _raise_in(thread, None)  # takes back one that has not come up yet
         raise UnsupportedError(
             f"{what}: tracing which channels hang together took more than {limit_s:g} s",
             "attention with fused queries, keys and values is the usual cause: give them a Linear "
@@ -115,11 +116,6 @@ def within(limit_s: float, work: Callable[[], T], what: str) -> T:
         ) from None
     finally:
         finished.set()
-
-
-def _raise_in(thread: int, kind: Any) -> None:
-    """Let a thread raise `kind` at its next step of Python; None takes back what is pending."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), kind)
 
 
 class _Marked(nn.Module):
