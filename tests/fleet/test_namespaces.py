@@ -16,7 +16,8 @@ from edgegen.tasks import Task
 
 pytestmark = pytest.mark.slow
 MARK = f"eg{os.getpid() % 100_000}"  # a name of an interface has at most 15 letters
-HUB = {name: f"10.213.{number}.1" for number, name in enumerate("abc", 1)}  # as each sees it
+NET = f"10.{100 + os.getpid() % 100}"  # not that of a suite beside this one, or of a killed one
+HUB = {name: f"{NET}.{number}.1" for number, name in enumerate("abc", 1)}  # as each sees it
 
 
 def ip(*args, check=True):
