@@ -1,13 +1,16 @@
 # make demo   the main job, end to end, on real models
 # make test   the test suite
-# Both make their own .venv first. A plain `pip install` of torch may bring CUDA; set
+# make pictures   the README's pictures, from a run on this machine (needs Chromium)
+# make bench-image   image models beside every peer, about two hours
+# make bench-text, bench-costs   EdgeGen beside its peers, each in an environment of its own: hours
+# All make their own .venv first. A plain `pip install` of torch may bring CUDA; set
 # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS to where your CPU build is to avoid that.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check venv clean
+.PHONY: demo test pictures check bench-image bench-text bench-costs venv clean
 
 venv: .venv/.complete
 
@@ -27,11 +30,23 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
+pictures: venv
+	$(BIN)/python docs/pictures.py
+
 check: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q --no-cov tests/test_layers.py tests/test_torch_free.py
+
+bench-image: venv
+	$(BIN)/python benchmarks/images.py
+
+bench-text: venv
+	$(BIN)/python benchmarks/text.py $(BENCH)
+
+bench-costs: venv
+	$(BIN)/python benchmarks/costs.py $(BENCH)
 
 clean:
 	rm -rf .venv edgegen-demo build dist *.egg-info

@@ -129,17 +129,16 @@ def _images(kind: Any, source: str, config: dict[str, Any], report: Report) -> M
 
 def _text(kind: Any, source: str, config: dict[str, Any], report: Report) -> Material:
     """Nine tenths of the text to train on, tokenizer included; the last tenth is held out."""
-    text = data.text(source)
-    cut = len(text) * 9 // 10
+    training, held_out = data.split_text(data.text(source))
     # Read the configuration before the slow part; the vocabulary may turn out smaller than asked.
     asked = _configure(kind, config, {}, {})
     report("training the tokenizer", 0, 1)
-    tokenizer = byte_level_bpe(text[:cut], asked.vocab_size)
+    tokenizer = byte_level_bpe(training, asked.vocab_size)
     report("training the tokenizer", 1, 1)
     end = tokenizer.token_to_id(data.END)
     found = {"eos_token_ids": (end,), "bos_token_id": end, "vocab_size": tokenizer.get_vocab_size()}
     fit = _configure(kind, {n: v for n, v in config.items() if n not in found}, found, {})
-    parts = [np.array(tokenizer.encode(t).ids, np.int64) for t in (text[:cut], text[cut:])]
+    parts = [np.array(tokenizer.encode(t).ids, np.int64) for t in (training, held_out)]
     window = fit.max_position_embeddings + 1
     if min(map(len, parts)) < window:
         raise UsageError(

@@ -4,7 +4,11 @@ What is resampled is whole repeats, never single tokens: tokens of one repeat ar
 together. Where a profile was taken in several processes, what is resampled is whole rounds, and
 where two took turns it is the rounds' ratios, so that what a round did to both cancels.
 
-Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 6.
+The ratio of two that took turns is the mean over rounds of the logarithm of the ratio of the
+round's medians. From ten rounds on, the lowest and the highest 15 % of rounds are left out of the
+mean: a neighbour that woke up during one process says nothing about the other.
+
+Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 6 and 12.
 """
 
 from __future__ import annotations
@@ -20,7 +24,10 @@ from edgegen.profile import Profile
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+POWER = 0.8  # of the comparisons that are to show a difference that is there
 FEWEST = 5  # blocks: with fewer, an interval is a guess
+TRIM = 0.15  # of the rounds, left out at each end
+TRIM_FROM = 10  # rounds: of fewer, none can be spared
 CHUNK = 4_000_000  # resampled values in memory at a time
 
 Counts = NDArray[np.int64]  # (resamples, repeats): how often each repeat was drawn
@@ -42,25 +49,83 @@ def draw(profile: Profile, number: int, resamples: int = RESAMPLES) -> Counts:
     """How often each resample draws each repeat; `number` tells profiles apart."""
     rng = np.random.default_rng(number)
     pieces = np.array_split(np.arange(len(profile.first_ms)), blocks(profile))
-    times = rng.multinomial(len(pieces), np.full(len(pieces), 1 / len(pieces)), size=resamples)
+    picked = rng.integers(len(pieces), size=(resamples, len(pieces)))
+    picked += np.arange(resamples)[:, None] * len(pieces)  # a row of the table each
+    times = np.bincount(picked.ravel(), minlength=picked.size).reshape(picked.shape)
     return np.repeat(times, [len(piece) for piece in pieces], axis=1)
 
 
-def ratios_by_round(
-    base: Sequence[Sequence[float]],
-    other: Sequence[Sequence[float]],
-    rounds: int,
-    q: int,
-    resamples: int = RESAMPLES,
-) -> tuple[float, Floats]:
-    """The mean over rounds of the ratio other / base of their percentiles, and its resamples.
-
-    A geometric mean: two profiles in the other order give exactly the inverse.
-    """
+def logs_by_round(
+    base: Sequence[Sequence[float]], other: Sequence[Sequence[float]], rounds: int, q: int
+) -> Floats:
+    """The logarithm of the ratio other / base of their q-th percentiles; shape (rounds,)."""
     at = [np.array([np.percentile(p, q) for p in _by_round(x, rounds)]) for x in (base, other)]
-    logs = np.log(at[1] / at[0])
-    picked = np.random.default_rng(0).integers(rounds, size=(resamples, rounds))
-    return float(np.exp(logs.mean())), np.exp(logs[picked].mean(axis=1))
+    found: Floats = np.log(at[1] / at[0])
+    return found
+
+
+def from_round_to_round(repeats: Sequence[Sequence[float]], rounds: int, q: int) -> Floats:
+    """The logarithm of the ratio of each round of a profile to the one before; (rounds - 1,).
+
+    Two fresh processes of one bundle, one soon after the other: an A/A pair.
+    """
+    at = np.array([np.percentile(part, q) for part in _by_round(repeats, rounds)])
+    found: Floats = np.diff(np.log(at))
+    return found
+
+
+def spread(logs: Floats) -> float:
+    """The standard deviation of one of `logs`, as `location` sees it: without the outermost."""
+    return float(_trimmed(logs)[1]) * math.sqrt(len(logs))
+
+
+def location(logs: Floats, resamples: int = RESAMPLES) -> tuple[float, float | None]:
+    """The trimmed mean of `logs` and how far its 95 % interval reaches to each side.
+
+    Symmetric in the logarithm: two profiles in the other order give exactly the inverse. The reach
+    is that of the symmetric studentized bootstrap; of fewer than ten it is Student's t; of fewer
+    than five there is none.
+
+    Source: Hall 1988, JRSS B 50 (symmetric bootstrap-t); Tukey and McLaughlin 1963, Sankhya A 25
+    (the standard error of a trimmed mean, from the winsorized variance).
+    """
+    middle, error = (float(x) for x in _trimmed(logs))
+    count = len(logs)
+    if count < FEWEST:
+        return middle, None
+    if count < TRIM_FROM or not error:
+        return middle, student_t((1 + LEVEL) / 2, count - 1) * error
+    picked = np.random.default_rng(0).integers(count, size=(resamples, count))
+    means, errors = _trimmed(logs[picked])
+    known = errors > 0  # a resample of equal rounds has no spread to be measured by
+    away = np.abs(means[known] - middle) / errors[known]
+    return middle, float(np.quantile(away, LEVEL)) * error
+
+
+def _trimmed(logs: Floats) -> tuple[Floats, Floats]:
+    """Trimmed mean and its standard error along the last axis."""
+    count = logs.shape[-1]
+    cut = int(TRIM * count) if count >= TRIM_FROM else 0
+    inside = np.sort(logs, axis=-1)[..., cut : count - cut]
+    if count < 2:
+        return inside.mean(axis=-1), np.zeros(logs.shape[:-1])
+    winsorized = np.clip(logs, inside[..., :1], inside[..., -1:])
+    share = 1 - 2 * cut / count
+    return inside.mean(axis=-1), winsorized.std(axis=-1, ddof=1) / (share * math.sqrt(count))
+
+
+def rounds_to_decide(log_ratio: float, reach: float, count: int) -> float:
+    """How many blocks in all would show a difference of `log_ratio` four times out of five.
+
+    From `count` blocks whose interval reaches `reach`, which shrinks with the root of their number:
+    for power 80 % it has to come down to 1.96 / (1.96 + 0.84) of the difference. Infinite for none.
+
+    Source: Cohen 1988, Statistical Power Analysis for the Behavioral Sciences, 2.4.
+    """
+    if not log_ratio:
+        return math.inf
+    sure, power = NormalDist().inv_cdf((1 + LEVEL) / 2), NormalDist().inv_cdf(POWER)
+    return count * (reach / abs(log_ratio) * (sure + power) / sure) ** 2
 
 
 def _by_round(repeats: Sequence[Sequence[float]], rounds: int) -> list[Floats]:
@@ -81,7 +146,8 @@ def percentiles(repeats: Sequence[Sequence[float]], counts: Counts, qs: Sequence
     rows = max(1, CHUNK // len(values))
     return np.concatenate(
         [
-            _weighted(values, counts[start : start + rows][:, owner], qs)
+            # `take`, for an index would give columns that lie apart in memory
+            _weighted(values, counts[start : start + rows].take(owner, axis=1), qs)
             for start in range(0, len(counts), rows)
         ]
     )

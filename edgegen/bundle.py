@@ -3,6 +3,7 @@
 BUNDLE/
   manifest.json            this file's `Manifest`
   golden.npz               inputs and torch fp32 outputs of the parity cases
+  adapters/NAME.npz        low-rank adapters that are switched at run time, if any
   model.onnx               a model of one graph named "model" lies at the top,
   openvino_model.xml/.bin
   decoder/model.onnx       every other graph in a folder of its own name
@@ -29,6 +30,8 @@ from edgegen.spec import Array, GraphSpec
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
+BASE = "base"  # the adapter that changes nothing
+NONE = "none"  # what a user calls it
 
 
 class Layer(Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,14 +45,24 @@ class Layer(Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
 
 
+# How a graph of a quantized checkpoint is held to the quantized net itself: it computes the same
+# numbers in fp32, or its kernels round what passes between layers.
+EXACT, ROUNDED = "exact", "rounded"
+CACHE = "kv-int8"  # and one that computes the same from a cache in 8 bits
+
+
 class Artifact(Struct, frozen=True, forbid_unknown_fields=True):
-    """One graph in one format. `path` is relative to the bundle."""
+    """One graph in one format. `path` is relative to the bundle.
+
+    `tolerance` is the rule of parity it is held to, where that is not the bundle's precision.
+    """
 
     graph: str
     format: str
     path: str
     ledger: tuple[Layer, ...]
     notes: tuple[str, ...] = ()
+    tolerance: str = ""
 
 
 class FileSum(Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,7 +138,11 @@ Loop = Text | OneShot
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the bundle is, what each layer became, and how far each engine was from torch."""
+    """What the bundle is, what each layer became, and how far each engine was from torch.
+
+    `adapters` are files by name, and `adapter` the one in use when nobody says which.
+    `kv_cache` is what the engine keeps the key/value cache in, where that is not fp32: "int8".
+    """
 
     format_version: int
     name: str
@@ -144,6 +161,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     tools: dict[str, str] = {}
     export_peak_rss_mb: float | None = None
     quality: dict[str, float] = {}
+    adapters: dict[str, str] = {}
+    adapter: str = ""
+    kv_cache: str = ""
 
 
 class _Version(Struct, frozen=True):
@@ -180,8 +200,10 @@ class Bundle(Struct, frozen=True):
         )
 
     def size_mb(self, kind: str) -> float:
-        """What a device must store to run one format, in MB: its graphs and their weights."""
-        return sum(self.manifest.files[name].bytes for name in self.files(kind)) / 1e6
+        """What a device must store to run one format, in MB: its graphs and their weights, and
+        all adapters."""
+        names = self.files(kind) | set(self.manifest.adapters.values())
+        return sum(self.manifest.files[name].bytes for name in names) / 1e6
 
     def files(self, kind: str) -> set[str]:
         """What an engine opens of one format: its graphs and their weights, by relative path."""
@@ -258,6 +280,16 @@ class Case(Struct, frozen=True):
     name: str
     inputs: dict[str, Array]
     outputs: dict[str, Array]
+
+    @property
+    def title(self) -> str:
+        """Its name without the adapter's."""
+        return self.name.partition("@")[0]
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter it is computed with: cases of one are called `TITLE@ADAPTER`."""
+        return self.name.partition("@")[2] or None
 
 
 def write_golden(cases: list[Case], path: Path) -> None:

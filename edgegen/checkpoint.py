@@ -4,7 +4,11 @@ CHECKPOINT/
   config.json          the ModelSpec: family and configuration
   model.safetensors    the weights, in fp32
   tokenizer.json       text only
+  chat_template.jinja  text only, where the model has one
   history.json         one entry for each train or compress step, with its numbers
+
+A model of family "module" is any `FILE.py:CALLABLE`: its configuration says where that file lies
+and what goes in, and the file is imported again whenever the checkpoint is read.
 """
 
 from __future__ import annotations
@@ -20,10 +24,11 @@ from torch import Tensor, nn
 
 from edgegen import records, rooms
 from edgegen.errors import FormatError, NotFoundError, UsageError
-from edgegen.spec import ModelSpec
+from edgegen.spec import GraphSpec, ModelSpec
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-TOKENIZER, HISTORY = "tokenizer.json", "history.json"
+TOKENIZER, TEMPLATE, HISTORY = "tokenizer.json", "chat_template.jinja", "history.json"
+MODULE = "module"  # the family of what belongs to none
 
 
 class Checkpoint(NamedTuple):
@@ -34,6 +39,7 @@ class Checkpoint(NamedTuple):
     net: nn.Module
     history: tuple[dict[str, Any], ...]
     tokenizer: bytes | None
+    chat_template: str = ""
 
 
 def save(
@@ -42,6 +48,7 @@ def save(
     net: nn.Module,
     history: tuple[dict[str, Any], ...],
     tokenizer: bytes | None = None,
+    chat_template: str = "",
 ) -> None:
     """Write a checkpoint; what stood under `path` stays whole until the new one is.
 
@@ -50,7 +57,7 @@ def save(
     """
     check_replaceable(Path(path))
     with records.whole(path) as part:
-        write_into(part, spec, net, history, tokenizer)
+        write_into(part, spec, net, history, tokenizer, chat_template)
 
 
 def check_replaceable(path: Path) -> None:
@@ -66,6 +73,7 @@ def write_into(
     net: nn.Module,
     history: tuple[dict[str, Any], ...],
     tokenizer: bytes | None = None,
+    chat_template: str = "",
 ) -> None:
     """Write the files of a checkpoint into `folder`, which is made."""
     folder.mkdir()
@@ -74,6 +82,8 @@ def write_into(
     (folder / WEIGHTS).write_bytes(pack(net.state_dict()))
     if tokenizer is not None:
         (folder / TOKENIZER).write_bytes(tokenizer)
+    if chat_template:
+        (folder / TEMPLATE).write_text(chat_template, encoding="utf-8")
 
 
 def load(path: Path | str) -> Checkpoint:
@@ -94,16 +104,57 @@ def load(path: Path | str) -> Checkpoint:
     net = build(spec, f"{path / CONFIG}: config")
     fill(net, unpack(path / WEIGHTS), path / WEIGHTS)
     history = records.read(tuple[dict[str, Any], ...], path / HISTORY)
-    tokenizer = path / TOKENIZER
+    tokenizer, template = path / TOKENIZER, path / TEMPLATE
     bytes_ = tokenizer.read_bytes() if tokenizer.is_file() else None
-    return Checkpoint(path, spec, net.eval(), history, bytes_)
+    chat = template.read_text(encoding="utf-8") if template.is_file() else ""
+    return Checkpoint(path, spec, net.eval(), history, bytes_, chat)
 
 
 def build(spec: ModelSpec, place: str = "config") -> nn.Module:
-    """A new model of that family and configuration; `place` is named in errors."""
+    """A new model of that family and configuration, pruned, quantized and adapted as `spec` says.
+
+    Its weights are still to be filled in; `place` is named in errors.
+    """
+    net = _plain(spec, place)
+    if spec.shapes:
+        from edgegen.structure import resize
+
+        resize(net, spec.shapes)
+    if spec.adapters:
+        from edgegen.adapters import attach as adapt
+
+        adapt(net, spec.adapters)
+    if spec.layers:
+        from edgegen.quantized import attach as quantize
+
+        quantize(net, spec.layers)
+    return net
+
+
+def _plain(spec: ModelSpec, place: str) -> nn.Module:
+    if spec.family == MODULE:
+        from edgegen.sources import module
+
+        return module.rebuild(records.convert(module.Config, spec.config, place))
     family = rooms.load("edgegen.models", spec.family)
     net: nn.Module = family.Net(records.convert(family.Config, spec.config, place))
     return net
+
+
+def graphs(spec: ModelSpec, net: nn.Module) -> dict[str, tuple[nn.Module, GraphSpec]]:
+    """What of `net` is exported, whatever its family: {graph name: (module, its spec)}.
+
+    A module of family "module" is wrapped, so its parameters are called "module.NAME" there; its
+    outputs are found by running it.
+    """
+    if spec.family == MODULE:
+        from edgegen.sources import module
+
+        plain, graph, _ = module.graph_of(net, records.convert(module.Config, spec.config, MODULE))
+        return {graph.name: (plain, graph)}
+    found: dict[str, tuple[nn.Module, GraphSpec]]
+    found = rooms.load("edgegen.models", spec.family).graphs(net)
+    return found
 
 
 def pack(tensors: dict[str, Tensor]) -> bytes:

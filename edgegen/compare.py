@@ -9,12 +9,16 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from edgegen import bootstrap, gates
+from edgegen import bootstrap, choice, gates, noise, validity
 from edgegen.bootstrap import Floats
+from edgegen.bundle import Drift, worst
+from edgegen.choice import Best
 from edgegen.errors import GateError, NotComparableError, UsageError
-from edgegen.gates import Gate
-from edgegen.metrics import FASTER, NEITHER, SLOWER, Estimate, Ratio, estimates, ratios, resampled
+from edgegen.gates import GateResult
+from edgegen.metrics import NEITHER, TOO_FEW, Estimate, Ratio, between, estimates, ratios, resampled
+from edgegen.noise import Noise
 from edgegen.profile import Profile, rate, samples
+from edgegen.verdict import verdict
 
 SCHEMA_VERSION = 1
 OPTION = {"batch": "--batch", "seed": "--seed", "prompt_tokens": "--prompt-tokens"}
@@ -25,7 +29,10 @@ class Row(Struct, frozen=True, forbid_unknown_fields=True):
     """One profile. `values` and `ratios` are by metric, called as in `gates.METRICS`.
 
     p50, p90 and p99 are of later tokens for text and of whole runs for the rest. `against` is the
-    name of the row that `ratios` divide by; the first of a family has none.
+    name of the row that `ratios` divide by; the first of a family has none. `slope` is how much
+    slower its runs became from the first to the last, as a share of the median, `drift` the output
+    furthest from torch (None where it was not verified). `beaten_by` is the row that is as good at
+    everything and surely better at something; empty on the Pareto front.
     """
 
     name: str
@@ -44,65 +51,118 @@ class Row(Struct, frozen=True, forbid_unknown_fields=True):
     values: dict[str, Estimate]
     ratios: dict[str, Ratio]
     flags: tuple[str, ...] = ()
-
-
-class GateResult(Struct, frozen=True, forbid_unknown_fields=True):
-    """How one row did at one gate, in the gate's terms: shares for a percentage, else its unit.
-
-    `sure` is false where the 95 % interval, `low` to `high`, holds the bound.
-    """
-
-    gate: str
-    row: str
-    value: float
-    low: float | None
-    high: float | None
-    met: bool
-    sure: bool
+    board: str = ""
+    created: str = ""
+    energy_source: str = ""
+    slope: float = 0.0
+    drift: Drift | None = None
+    beaten_by: str = ""
 
 
 class Comparison(Struct, frozen=True, forbid_unknown_fields=True):
-    """Rows in the order given, one family after the other; `notes` say what to keep in mind."""
+    """Rows in the order given, one family after the other; `notes` say what to keep in mind.
+
+    By family: `verdicts`, one sentence each, and `fronts`, the metrics that its Pareto front is
+    drawn over (empty for a single row). `best` answers a budget, where one was given.
+    """
 
     schema_version: int
     rows: tuple[Row, ...]
     gates: tuple[GateResult, ...] = ()
     notes: tuple[str, ...] = ()
+    verdicts: dict[str, str] = {}
+    fronts: dict[str, tuple[str, ...]] = {}
+    noise: tuple[Noise, ...] = ()
+    best: Best | None = None
 
 
-def compare(profiles: Sequence[Profile], wanted: Iterable[str] = ()) -> Comparison:
+def compare(
+    profiles: Sequence[Profile], wanted: Iterable[str] = (), budget: str = ""
+) -> Comparison:
     """Each profile against the first of its family; `wanted` are gates as text.
 
-    A missed gate is in the result; `require` raises for it.
+    `budget` asks which one to take: see `choice.best`. A missed gate and a budget that nothing fits
+    are in the result; `require` raises for them.
 
     Raises:
-        UsageError: no profiles, a gate that is not understood or that a profile has no number for.
+        UsageError: no profiles, a gate or budget that is not understood or that a profile has no
+            number for, a budget for several families.
         NotComparableError: profiles of one family were taken on different requests.
     """
     if not profiles:
         raise UsageError("no profiles to compare", "give at least one profile's JSON file")
     parsed = [gates.parse(text) for text in wanted]
+    if budget:
+        choice.parse(budget)
     names = _names(profiles)
     drawn = [resampled(profile, n) for n, profile in enumerate(profiles)]
-    families: dict[str, list[int]] = {}
+    by_family: dict[str, list[int]] = {}
     for n, profile in enumerate(profiles):
-        families.setdefault(profile.family, []).append(n)
+        by_family.setdefault(profile.family, []).append(n)
     rows: list[Row] = []
-    for members in families.values():
+    fronts: dict[str, tuple[str, ...]] = {}
+    for family, members in by_family.items():
         base = members[0]
-        for n in members:
+        for n in members[1:]:
             _check_alike(profiles[base], names[base], profiles[n], names[n])
-            rows.append(_row(profiles, names, drawn, n, base))
-    results = [_try(gate, row) for gate in parsed for row in _gated(rows, gate)]
-    return Comparison(SCHEMA_VERSION, tuple(rows), tuple(results), _notes(profiles, families))
+        mine = [_row(profiles, names, drawn, n, base) for n in members]
+        fronts[family] = choice.objectives(mine) if len(mine) > 1 else ()
+        rows += _marked(mine, fronts[family])
+    floors = [
+        noise.floor([profiles[n] for n in members], [names[n] for n in members])
+        for members in by_family.values()
+    ]
+    results = [result for gate in parsed for result in gates.hold(gate, rows)]
+    notes = _notes(profiles, by_family)
+    found = Comparison(SCHEMA_VERSION, tuple(rows), tuple(results), notes)
+    return msgspec.structs.replace(
+        found,
+        verdicts={family: verdict(mine) for family, mine in families(found).items()},
+        fronts=fronts,
+        noise=tuple(floor for floor in floors if floor),
+        best=_best(budget, rows, dict(zip(names, profiles, strict=True))) if budget else None,
+    )
+
+
+def _marked(rows: Sequence[Row], over: Sequence[str]) -> list[Row]:
+    """The rows of one family, each with what beats it."""
+    beaten = choice.beaten_by(rows, over) if over else [""] * len(rows)
+    return [
+        msgspec.structs.replace(row, beaten_by=by) for row, by in zip(rows, beaten, strict=True)
+    ]
+
+
+def _best(budget: str, rows: Sequence[Row], profiles: dict[str, Profile]) -> Best:
+    kinds = list(dict.fromkeys(row.family for row in rows))
+    if len(kinds) > 1:
+        raise UsageError(
+            f"--best chooses among profiles of one family, these are {', '.join(kinds)}",
+            f"give those of {kinds[0]} alone",
+        )
+
+    def alike(one: Row, other: Row) -> bool:
+        a, b = profiles[one.name], profiles[other.name]
+        if bootstrap.paired(a, b):
+            return between(a, b).verdict in (NEITHER, TOO_FEW)
+        mine, theirs = one.values["p50"], other.values["p50"]
+        if mine.low is None or mine.high is None or theirs.low is None or theirs.high is None:
+            return mine.value == theirs.value
+        return mine.low <= theirs.high and theirs.low <= mine.high
+
+    return choice.best(budget, rows, alike)
 
 
 def require(comparison: Comparison) -> None:
-    """Raise `GateError`, naming each, when a gate was missed."""
+    """Raise `GateError`, naming each, when a gate was missed or nothing fits the budget."""
     missed = [result for result in comparison.gates if not result.met]
     if missed:
         listed = "; ".join(f"{r.gate} by {r.row} ({describe(r)})" for r in missed)
         raise GateError(f"{len(missed)} of {len(comparison.gates)} gates missed: {listed}")
+    best = comparison.best
+    if best and not best.row:
+        listed = "; ".join(f"{one.row}: {one.why}" for one in best.excluded)
+        hint = f"the nearest is {best.nearest}" if best.nearest else ""
+        raise GateError(f"nothing fits {best.budget!r}: {listed}", hint)
 
 
 def describe(result: GateResult) -> str:
@@ -116,11 +176,17 @@ def describe(result: GateResult) -> str:
 
 
 def _names(profiles: Sequence[Profile]) -> list[str]:
-    """Names that tell them apart: bundle, engine, device; where needed precision and a number."""
+    """Names that tell them apart: bundle, engine, device; precision, host, number where needed."""
     names = [profile.name() for profile in profiles]
     for n, profile in enumerate(profiles):
         if profile.precision and profile.precision not in names[n]:
-            names[n] = f"{profile.bundle} {profile.precision} {profile.engine} {profile.device}"
+            names[n] = f"{profile.bundle} {profile.precision}{names[n][len(profile.bundle) :]}"
+    hosts: dict[str, set[str]] = {}
+    for name, profile in zip(names, profiles, strict=True):
+        hosts.setdefault(name, set()).add(profile.device_name)
+    for n, profile in enumerate(profiles):
+        if len(hosts[names[n]]) > 1:
+            names[n] = f"{names[n]} ({profile.device_name})"
     seen: Counter[str] = Counter()
     for n, name in enumerate(names):
         seen[name] += 1
@@ -179,32 +245,12 @@ def _row(
         values=estimates(profile, drawn[n]),
         ratios=ratios(first, drawn[base], profile, drawn[n]) if n != base else {},
         flags=profile.flags,
+        board=profile.board,
+        created=profile.created,
+        energy_source=profile.energy_source if profile.energy_j is not None else "",
+        slope=validity.slope(profile)[0],
+        drift=worst(profile.drifts) if profile.drifts else None,
     )
-
-
-def _gated(rows: Sequence[Row], gate: Gate) -> list[Row]:
-    """The rows a gate is for: those that are compared; a lone profile at a gate with a unit."""
-    compared = [row for row in rows if row.against]
-    if compared or (not gate.relative and len(rows) == 1):
-        return compared or list(rows)
-    raise UsageError(
-        f"gate {gate.text!r}: there is nothing to compare with",
-        "give a second profile of the same family, or a gate with a unit",
-    )
-
-
-def _try(gate: Gate, row: Row) -> GateResult:
-    found: Estimate | Ratio | None = (row.ratios if gate.relative else row.values).get(gate.metric)
-    if found is None:
-        have = ", ".join(row.ratios if gate.relative else row.values)
-        raise UsageError(f"gate {gate.text!r}: {row.name} has no {gate.metric}", f"have: {have}")
-    less = 1 if gate.relative else 0
-    low, high = (None if end is None else end - less for end in (found.low, found.high))
-    met = gate.met(found.value - less)
-    sure = all(gate.met(end) == met for end in (low, high) if end is not None)
-    if isinstance(found, Estimate):
-        sure = sure and found.valid
-    return GateResult(gate.text, row.name, found.value - less, low, high, met, sure)
 
 
 def _notes(profiles: Sequence[Profile], families: dict[str, list[int]]) -> tuple[str, ...]:
@@ -213,29 +259,21 @@ def _notes(profiles: Sequence[Profile], families: dict[str, list[int]]) -> tuple
         notes.append(f"{', '.join(families)}: each family is compared with its own first profile")
     for members in families.values():
         base = profiles[members[0]]
-        others = [profiles[n] for n in members[1:]]
-        if any(not bootstrap.paired(base, other) for other in others):
+        mine = [profiles[n] for n in members]
+        if any(not bootstrap.paired(base, other) for other in mine[1:]):
             notes.append(
                 f"{base.family}: not measured in turns, so differences between processes and "
                 "minutes are not in the intervals; better: edgegen profile A B -o FOLDER"
             )
         for field in ("threads", "warmup"):
-            values = {getattr(profiles[n], field) for n in members}
+            values = {getattr(profile, field) for profile in mine}
             if len(values) > 1:
                 notes.append(f"{base.family}: {field} differ: {sorted(values)}")
+        sources = {p.energy_source for p in mine if p.energy_j is not None}
+        if len(sources) > 1:
+            listed = ", ".join(sorted(sources))
+            notes.append(f"{base.family}: energy is not alike: {listed}; not compared")
     return tuple(notes)
-
-
-def headline(row: Row, metric: str = "p50") -> str:
-    """How a row differs, in words: "1.80x faster (1.70 to 1.90)"; empty for the first."""
-    ratio = row.ratios.get(metric)
-    if ratio is None or ratio.low is None or ratio.high is None:
-        return ratio.verdict if ratio else ""
-    if ratio.verdict == FASTER:
-        return f"{1 / ratio.value:.2f}x faster ({1 / ratio.high:.2f} to {1 / ratio.low:.2f})"
-    if ratio.verdict == SLOWER:
-        return f"{ratio.value:.2f}x slower ({ratio.low:.2f} to {ratio.high:.2f})"
-    return f"{NEITHER} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def families(comparison: Comparison) -> dict[str, list[Row]]:

@@ -85,6 +85,12 @@ def split(num: int, fraction: float = 0.1) -> tuple[NDArray[np.int64], NDArray[n
     return np.sort(order[held:]), np.sort(order[:held])
 
 
+def split_text(text: str) -> tuple[str, str]:
+    """(training, held out) text: the first nine tenths of the characters, and the last."""
+    cut = len(text) * 9 // 10
+    return text[:cut], text[cut:]
+
+
 def _digits() -> Images:
     try:
         from sklearn.datasets import load_digits

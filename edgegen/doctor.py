@@ -43,6 +43,7 @@ EXTRAS = {
     "build": "training and export",
     "gguf": "reading GGUF files",
     "data": "the embedded data set, digits",
+    "fleet": "profiling many devices",
 }
 # Those whose version changes the numbers or the files that come out.
 PINNED = (

@@ -4,46 +4,48 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from edgegen import __version__, records, rooms
+from edgegen import eight_bit_cache, records, rooms
 from edgegen.bundle import (
+    BASE,
     FORMAT_VERSION,
     GOLDEN,
-    MANIFEST,
     Artifact,
     Bundle,
     Case,
-    Drift,
     Manifest,
     Text,
     open_bundle,
-    sums,
     write_golden,
 )
 from edgegen.calibration import Calibration, calibration
 from edgegen.devices import meters
-from edgegen.errors import NotFoundError, ParityError, UsageError
-from edgegen.exporters import PRECISIONS, quantize_graph, write_graph
+from edgegen.errors import NotFoundError, UnsupportedError, UsageError
+from edgegen.exporters import PRECISIONS, dress_graph, quantize_graph, write_graph
+from edgegen.exporters._adapters import (
+    Switched,
+    gather,
+    switchable,
+    with_adapter,
+)
 from edgegen.exporters._fixed import fix
+from edgegen.exporters._grid import OWN_PRECISIONS
+from edgegen.folding import Folded
 from edgegen.parity import cases, keep
-from edgegen.runtimes import deploy
+from edgegen.ready import adapted, folded_parts
+from edgegen.runtimes._adapters import FOLDER
+from edgegen.runtimes._adapters import write as write_adapter
+from edgegen.seal import prove, tools, write_manifest
 from edgegen.sources import Model, Part, open_source
 from edgegen.spec import Report, silent
-from edgegen.verify import check_case
-
-# Which engine proves a format at export.
-ENGINE_OF = {n: n for n in ("openvino", "torch", "native")} | {"onnx": "onnxruntime"}
-TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "numpy", "tokenizers")
 
 # Real text for the quality figure: random tokens say little about a language model.
 SAMPLE = (
@@ -58,39 +60,60 @@ def export(
     output: Path | str,
     *,
     formats: Sequence[str] = ("onnx", "openvino"),
-    precisions: Sequence[str] = ("fp32",),
+    precisions: Sequence[str] | None = None,
     inputs: Sequence[str] = (),
     pixels: tuple[float, float] | None = None,
     static: Mapping[str, int] | None = None,
     data: str | None = None,
     group_size: int = 0,
+    adapters: Mapping[str, Path | str] | None = None,
+    merge: bool = False,
+    kv_cache: str = "",
     report: Report = silent,
 ) -> list[Bundle]:
     """Export `source` to every one of `formats`, prove each on its engine, write the bundle.
 
-    One bundle a precision; where there are several, "-fp32", "-int8", ... is added to `output`.
+    One bundle a precision, fp32 unless asked; where there are several, "-fp32", "-int8", ... is
+    added to `output`. A quantized checkpoint has its own precision, and takes no other.
     `static` fixes free dimensions. `data` names calibration images for int8 of conv nets, as for
-    training. `group_size` 0 chooses from the channels.
+    training. `group_size` 0 chooses from the channels. `adapters` are folders by name (PEFT's, or
+    checkpoints with adapters) that the bundle holds to be switched at run time; so it does with
+    the adapters of a checkpoint, which go by its name and are in use from the start. `merge` adds
+    them to the weights instead: those of the checkpoint and of one folder. `kv_cache` "int8" has
+    the engine keep a text model's cache in 8 bits.
 
     Raises:
-        UsageError: an unknown precision, a dimension or group size that cannot be.
-        UnsupportedError: the module cannot be exported.
+        UsageError: an unknown precision, one that a quantized checkpoint does not have, a dimension
+            or group size that cannot be.
+        UnsupportedError: the module cannot be exported, or not with adapters to switch.
+        MismatchError: an adapter of another model.
         ParityError: an engine does not compute the model within tolerance; nothing is written.
     """
     _check_usage(formats, precisions, group_size)
+    eight_bit_cache.check(kv_cache, formats)
     output = Path(output)
-    for precision in precisions:
-        records.target(_name(output, precision, precisions))  # not after minutes of tracing
+    for precision in precisions or ("",):
+        records.target(_name(output, precision, precisions or ()))  # not after minutes of tracing
     meters.reset_peak()
     report("read the model", 0, 1)
     model = source if isinstance(source, Model) else open_source(source, inputs, pixels)
+    if kv_cache and not isinstance(model.loop, Text):
+        raise UsageError(f"{model.name}: has no key/value cache", "leave --kv-cache out")
+    model, placed = adapted(model, adapters or {}, merge)
+    if static and placed[0]:
+        raise UsageError(
+            "--static and --adapter exclude each other: what adapters are fed with has a free rank",
+            "merge the adapter into the weights: --merge",
+        )
     if static:
         parts = fix(model.parts, static)
         model = model._replace(parts={name: Part(*part) for name, part in parts.items()})
+    model, folded, precisions = folded_parts(model, precisions)
+    switched = gather(model.parts, *placed, formats, folded)
     with _scratch(output) as scratch:
-        drawn = _draw(model, scratch, formats, report)
+        drawn = _draw(model, folded, switched, scratch, formats, report)
         report("compute the reference", 0, 1)
-        drawn = drawn._replace(golden=cases(dict(model.parts), model.loop, _prompt(model)))
+        drawn = drawn._replace(golden=_golden(model, switched), kv_cache=kv_cache)
         return [
             _bundle(
                 drawn, _name(output, precision, precisions), precision, data, group_size, report
@@ -103,14 +126,17 @@ class _Drawn(NamedTuple):
     """A model, its graphs in fp32 in a folder, notes by (graph, format), and its parity cases."""
 
     model: Model
+    folded: Mapping[str, Folded]
+    switched: Switched
     folder: Path
     formats: tuple[str, ...]
     notes: dict[tuple[str, str], tuple[str, ...]]
     golden: list[Case]
+    kv_cache: str = ""
 
 
 def _name(output: Path, precision: str, precisions: Sequence[str]) -> Path:
-    return output if len(precisions) == 1 else output.with_name(f"{output.name}-{precision}")
+    return output if len(precisions) < 2 else output.with_name(f"{output.name}-{precision}")
 
 
 @contextmanager
@@ -130,15 +156,39 @@ def _scratch(output: Path) -> Iterator[Path]:
         yield graphs
 
 
-def _draw(model: Model, folder: Path, formats: Sequence[str], report: Report) -> _Drawn:
+def _draw(
+    model: Model,
+    folded: Mapping[str, Folded],
+    switched: Switched,
+    folder: Path,
+    formats: Sequence[str],
+    report: Report,
+) -> _Drawn:
     """Every graph in every format, once, in fp32: tracing is the slow part."""
     notes = {}
     for kind in formats:
         for done, (name, (module, graph)) in enumerate(model.parts.items()):
             report(f"export to {kind}", done, len(model.parts))
-            notes[name, kind] = write_graph(module, graph, folder, kind)
+            plain = folded[name].net if name in folded else module
+            if name in switched.layers:
+                plain, graph = switchable(plain, graph, switched.layers[name], kind)
+            notes[name, kind] = write_graph(plain, graph, folder, kind) + switched.note()
         report(f"export to {kind}", len(model.parts), len(model.parts))
-    return _Drawn(model, folder, tuple(formats), notes, [])
+    return _Drawn(model, folded, switched, folder, tuple(formats), notes, [])
+
+
+def _golden(model: Model, switched: Switched) -> list[Case]:
+    """The cases of the model, and of the model with each adapter attached."""
+    prompt = _prompt(model)
+    found = cases(dict(model.parts), model.loop, prompt)
+    for name, placed in switched.named.items():
+        parts = {
+            g: (with_adapter(model.parts[g].module, f), model.parts[g].spec)
+            for g, f in placed.items()
+        }
+        mine = cases(parts, model.loop, prompt)
+        found += [msgspec.structs.replace(case, name=f"{case.name}@{name}") for case in mine]
+    return found
 
 
 def _bundle(
@@ -151,18 +201,24 @@ def _bundle(
         for name, content in model.files.items():
             (part / name).write_bytes(content)
         artifacts = tuple(_artifacts(drawn, part, precision, data, group, report))
+        for name, feeds in drawn.switched.feeds(model.parts).items():
+            write_adapter(feeds, part / FOLDER / f"{name}.npz")
         write_golden([case for case in drawn.golden if keep(case)], part / GOLDEN)
-        manifest = _manifest(model, output.name, precision, artifacts)
-        rows = _prove(part, manifest, drawn.golden, report)
-        _write_manifest(part, manifest, rows)
+        manifest = _manifest(drawn, output.name, precision, artifacts)
+        if drawn.kv_cache:
+            manifest = eight_bit_cache.settled(
+                part, manifest, drawn.kv_cache, drawn.golden, lambda m: write_manifest(part, m, [])
+            )
+        rows = prove(part, manifest, drawn.golden, report)
+        write_manifest(part, manifest, rows)
     return open_bundle(output)
 
 
-def _check_usage(formats: Sequence[str], precisions: Sequence[str], group_size: int) -> None:
-    for precision in precisions:
-        if precision not in PRECISIONS:
+def _check_usage(formats: Sequence[str], precisions: Sequence[str] | None, group_size: int) -> None:
+    for precision in precisions or ():
+        if precision not in (*PRECISIONS, *OWN_PRECISIONS):
             raise UsageError(f"no precision {precision!r}", rooms.nearest(precision, PRECISIONS))
-    if not precisions:
+    if precisions is not None and not precisions:
         raise UsageError("no precision to export at", "pass --precision fp32,int8")
     if not formats:
         raise UsageError("no format to export to", "pass --to onnx,openvino")
@@ -170,6 +226,14 @@ def _check_usage(formats: Sequence[str], precisions: Sequence[str], group_size: 
     for name in formats:
         if name not in have:
             raise NotFoundError(f"no format {name!r}", rooms.nearest(name, have))
+        lacks = getattr(rooms.load("edgegen.exporters", name), "LACKS", {})
+        for precision in precisions or ():
+            if precision in lacks:
+                rest = [other for other in formats if other != name] or ["openvino"]
+                raise UnsupportedError(
+                    f"{name}: {precision}: {lacks[precision]}",
+                    f"leave {name} out: --to {','.join(rest)}; or take --precision fp16",
+                )
     if group_size and (group_size < 16 or group_size & (group_size - 1)):
         raise UsageError(f"group size {group_size}", "take a power of two from 16: 16, 32, 64, 128")
 
@@ -177,15 +241,28 @@ def _check_usage(formats: Sequence[str], precisions: Sequence[str], group_size: 
 def _artifacts(
     drawn: _Drawn, folder: Path, precision: str, data: str | None, group: int, report: Report
 ) -> Iterator[Artifact]:
-    batches = calibration(drawn.model, precision, data)
+    batches = calibration(drawn.model, precision, data) if not drawn.folded else {}
     for kind in drawn.formats:
         total = len(drawn.model.parts)
         for done, (name, part) in enumerate(drawn.model.parts.items()):
             report(f"{precision} in {kind}", done, total)
             feeds, origin = batches.get(name, Calibration())
-            artifact = quantize_graph(
-                part.spec, folder, kind, precision=precision, calibration=feeds, group=group
-            )
+            if feeds and name in drawn.switched.layers:
+                raise UnsupportedError(
+                    f"{precision}: activations cannot be calibrated with adapters to be switched",
+                    "quantize the checkpoint first: edgegen compress --quantize w8a8",
+                )
+            if name in drawn.folded:
+                artifact = dress_graph(part.spec, folder, kind, drawn.folded[name])
+            else:
+                artifact = quantize_graph(
+                    part.spec,
+                    folder,
+                    kind,
+                    precision="fp32" if drawn.folded else precision,
+                    calibration=feeds,
+                    group=group,
+                )
             said = (*drawn.notes[name, kind], *artifact.notes, *([origin] if origin else []))
             yield msgspec.structs.replace(artifact, notes=said)
         report(f"{precision} in {kind}", total, total)
@@ -205,44 +282,15 @@ def _prompt(model: Model) -> tuple[int, ...]:
     return tuple(ids[: min(PROMPT_TOKENS, model.loop.max_positions)])
 
 
-def _prove(folder: Path, manifest: Manifest, golden: list[Case], report: Report) -> list[Drift]:
-    """Every case on every engine of the bundle; raises on the first engine that is off."""
-    _write_manifest(folder, manifest, [])
-    rows: list[Drift] = []
-    kinds = dict.fromkeys(artifact.format for artifact in manifest.artifacts)
-    for kind in kinds:
-        what = f"verify {manifest.precision} on {ENGINE_OF[kind]}"
-        report(what, 0, len(golden))
-        deployment = deploy(folder, ENGINE_OF[kind])
-        try:
-            for done, case in enumerate(golden, start=1):
-                rows += check_case(deployment, case)
-                report(what, done, len(golden))
-        finally:
-            deployment.close()
-    raise_unless_ok(rows)
-    return rows
-
-
-def raise_unless_ok(rows: Sequence[Drift]) -> None:
-    """Raise `ParityError`, naming the outputs that are off, unless every row is ok."""
-    bad = [row for row in rows if not row.ok]
-    if bad:
-        worst = "\n".join(
-            "  {} {} {} {}: max abs error {}, SQNR {} dB, wanted {}".format(
-                r.engine, r.graph, r.case, r.output, *r.numbers(), r.rule
-            )
-            for r in bad[:8]
-        )
-        raise ParityError(
-            f"{len(bad)} of {len(rows)} outputs are not what the model computes:\n{worst}",
-            "export at a higher precision, or give calibration data with --data",
-        )
-
-
-def _manifest(model: Model, name: str, precision: str, artifacts: tuple[Artifact, ...]) -> Manifest:
+def _manifest(
+    drawn: _Drawn, name: str, precision: str, artifacts: tuple[Artifact, ...]
+) -> Manifest:
+    model, folded, switched = drawn.model, drawn.folded, drawn.switched
+    adapters = (BASE, *switched.named) if switched.named else ()
     file = any(isinstance(part.module, Path) for part in model.parts.values())
-    tools = {"python": platform.python_version(), "edgegen": __version__}
+    reference = "torch fp32, quantized as the checkpoint is" if folded else "torch fp32"
+    if file:
+        reference = "onnxruntime on the source file, fp32, unoptimised"
     return Manifest(
         format_version=FORMAT_VERSION,
         name=name,
@@ -255,24 +303,9 @@ def _manifest(model: Model, name: str, precision: str, artifacts: tuple[Artifact
         graphs=tuple(part.spec for part in model.parts.values()),
         artifacts=artifacts,
         files={},
-        reference="onnxruntime on the source file, fp32, unoptimised" if file else "torch fp32",
+        reference=reference,
         history=model.history,
-        tools=tools | {n: metadata.version(n) for n in TOOLS if _installed(n)},
+        adapters={name: f"{FOLDER}/{name}.npz" for name in adapters},
+        adapter=switched.first,
+        tools=tools(),
     )
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _write_manifest(folder: Path, manifest: Manifest, rows: Sequence[Drift]) -> None:
-    """The manifest with the hashes of all other files, the parity rows and the peak memory."""
-    peak = meters.peak_rss_mb()
-    full = msgspec.structs.replace(
-        manifest, files=sums(folder), drifts=tuple(rows), export_peak_rss_mb=peak
-    )
-    (folder / MANIFEST).write_bytes(records.encode(full))

@@ -17,7 +17,7 @@ from edgegen import macs, onnxfile, rooms
 from edgegen.bundle import MANIFEST, Artifact, Bundle, Drift, Layer, open_bundle
 from edgegen.errors import FormatError, MissingExtraError, NotFoundError
 from edgegen.rooms import nearest
-from edgegen.spec import GraphSpec
+from edgegen.spec import GraphSpec, Scheme
 
 BYTES_OF = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}
 
@@ -197,24 +197,28 @@ def _checkpoint(path: Path, sizes: dict[str, int]) -> Inspection:
     """Builds the model: a checkpoint holds weights and a configuration, and no graph."""
     try:
         from edgegen import checkpoint
+        from edgegen.exporters._grid import precision_name
         from edgegen.models import _macs
+        from edgegen.quantized import count
     except ModuleNotFoundError as error:
         raise rooms.missing(error, "reading a checkpoint") from error
 
     found = checkpoint.load(path)
-    parts = rooms.load("edgegen.models", found.spec.family).graphs(found.net)
+    parts = checkpoint.graphs(found.spec, found.net)
+    names = {id(module): name for name, module in found.net.named_modules()}
+    schemes = {i: found.spec.layers[name] for i, name in names.items() if name in found.spec.layers}
     graphs = tuple(graph for _, graph in parts.values())
     sizes, size_mb = _all_sizes(graphs, sizes), (path / checkpoint.WEIGHTS).stat().st_size / 1e6
-    parameters = sum(weight.numel() for weight in found.net.parameters())
+    parameters = count(found.net)
     files = tuple(
         GraphFile(
             graph.name,
             "checkpoint",
             checkpoint.WEIGHTS,
             size_mb,
-            parameters=sum(weight.numel() for weight in module.parameters()),
+            parameters=count(module),
             macs=_macs.count(module, graph, sizes),
-            layers=_layers(module),
+            layers=_layers(module, schemes),
         )
         for module, graph in parts.values()
     )
@@ -222,7 +226,7 @@ def _checkpoint(path: Path, sizes: dict[str, int]) -> Inspection:
         kind="checkpoint",
         name=path.name,
         family=found.spec.family,
-        precision="fp32",
+        precision=precision_name(list(schemes.values())) if schemes else "fp32",
         parameters=parameters,
         weights_mb=weights_mb(parameters),
         sizes=sizes,
@@ -233,11 +237,25 @@ def _checkpoint(path: Path, sizes: dict[str, int]) -> Inspection:
     )
 
 
-def _layers(module: Any) -> tuple[Layer, ...]:
-    """Every module with weights of its own."""
-    own = ((name, m, list(m.parameters(recurse=False))) for name, m in module.named_modules())
+def _layers(module: Any, schemes: Mapping[int, Scheme]) -> tuple[Layer, ...]:
+    """Every module with weights of its own; `schemes` of the quantized ones by `id`."""
+    inside = {id(part) for m in module.modules() if id(m) in schemes for part in m.modules()}
+    inside -= set(schemes)  # the quantizers of a layer are not layers
     return tuple(
-        Layer(name, type(m).__name__, "fp32", sum(weight.numel() for weight in weights))
-        for name, m, weights in own
-        if weights
+        _layer(name, m, schemes.get(id(m)))
+        for name, m in module.named_modules()
+        if id(m) not in inside and (id(m) in schemes or list(m.parameters(recurse=False)))
     )
+
+
+def _layer(name: str, module: Any, scheme: Scheme | None) -> Layer:
+    """The kind of a parametrized module is that of the class it was."""
+    from edgegen.exporters._grid import precision_name
+
+    if scheme is None:
+        count = sum(weight.numel() for weight in module.parameters(recurse=False))
+        return Layer(name, type(module).__name__, "fp32", count)
+    kind = type(module).__name__.removeprefix("Parametrized")
+    group = scheme.group_size if scheme.group_size > 0 else None
+    note = "codebook" if scheme.codebook else ""
+    return Layer(name, kind, precision_name([scheme]), int(module.weight.numel()), group, note)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from edgegen.errors import UnsupportedError
 from edgegen.onnxfile import STANDARD, constants, options, unpacked, walk
 
 LARGE, SMALL = 4096, 64  # elements; inference needs the values of what may be a shape
@@ -48,6 +49,24 @@ def count(model: Any, sizes: Mapping[str, int]) -> tuple[int | None, tuple[str, 
 
     None where an operator hid its shapes or is not counted; the notes then say which.
     """
+    try:
+        graph = inferred(model, sizes)
+    except UnsupportedError as error:
+        return None, (str(error),)
+    lost: list[str] = []
+    total = _sum(graph, shapes_of(graph), lost)
+    notes = tuple(f"MACs not counted: {n}x {kind}" for kind, n in Counter(lost).most_common())
+    return (None if lost else total), notes
+
+
+def inferred(model: Any, sizes: Mapping[str, int]) -> Any:
+    """The graph at `sizes` with every shape that follows from them; uses `model` up.
+
+    Block-quantized operators stand as the plain ones, what depends on shapes alone is gone.
+
+    Raises:
+        UnsupportedError: types or shapes contradict each other.
+    """
     from onnx.shape_inference import InferenceError
 
     _fix_sizes(model.graph, sizes)
@@ -56,13 +75,23 @@ def count(model: Any, sizes: Mapping[str, int]) -> tuple[int | None, tuple[str, 
     _empty_weights(model.graph)
     _import_domains(model)
     try:
-        graph = _infer(model).graph
+        return _infer(model).graph
     except InferenceError as error:
-        return None, (f"MACs not counted: {error}",)
-    lost: list[str] = []
-    total = _sum(graph, _shapes(graph), lost)
-    notes = tuple(f"MACs not counted: {n}x {kind}" for kind, n in Counter(lost).most_common())
-    return (None if lost else total), notes
+        raise UnsupportedError(f"MACs not counted: {error}") from error
+
+
+def of_node(node: Any, shapes: Shapes) -> int:
+    """MACs of one operator; 0 for what has none.
+
+    Raises:
+        UnsupportedError: it is not counted, or a shape that it needs is not known.
+    """
+    try:
+        if node.op_type in NOT_COUNTED or any(a.HasField("g") for a in node.attribute):
+            raise KeyError(node.op_type)
+        return COUNTS[node.op_type](node, shapes) if node.op_type in COUNTS else 0
+    except (KeyError, IndexError) as error:  # a shape that inference could not find
+        raise UnsupportedError(f"MACs not counted: {node.op_type}") from error
 
 
 def _fix_sizes(graph: Any, sizes: Mapping[str, int]) -> None:
@@ -159,7 +188,7 @@ def _fold(graph: Any) -> bool:
     from onnx import numpy_helper
     from onnx.reference import ReferenceEvaluator
 
-    shapes = _shapes(graph)
+    shapes = shapes_of(graph)
     known = _small_constants(graph)
     found: dict[str, Any] = {}
     for node in graph.node:
@@ -189,7 +218,7 @@ def _small_constants(graph: Any) -> dict[str, Any]:
     }
 
 
-def _shapes(graph: Any) -> dict[str, tuple[int, ...]]:
+def shapes_of(graph: Any) -> dict[str, tuple[int, ...]]:
     """The shape of each value that is known in full."""
     found = {weight.name: tuple(weight.dims) for weight in graph.initializer}
     found |= {name: tuple(tensor.dims) for name, tensor in constants(graph)}
@@ -207,7 +236,7 @@ def _sum(graph: Any, shapes: Shapes, lost: list[str]) -> int:
     for node in graph.node:
         branches = [a.g for a in node.attribute if a.HasField("g")]
         if node.op_type == "If":
-            total += max(_sum(b, {**shapes, **_shapes(b)}, lost) for b in branches)
+            total += max(_sum(b, {**shapes, **shapes_of(b)}, lost) for b in branches)
         elif node.op_type in NOT_COUNTED:
             lost.append(node.op_type)
         elif node.op_type in COUNTS:

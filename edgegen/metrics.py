@@ -5,14 +5,26 @@ Metrics are called as in `gates.METRICS`: p50, ttft, rate, peak_rss, quality.fid
 
 from __future__ import annotations
 
+import math
+
 from msgspec import Struct
 
-from edgegen import bootstrap, gates
+from edgegen import bootstrap, gates, tail
 from edgegen.bootstrap import Floats
 from edgegen.profile import SAMPLES_FOR, Profile, percentile, rate
 
 FASTER, SLOWER, NEITHER = "faster", "slower", "no difference detectable"
 TOO_FEW = "too few samples"
+MOST_MORE = 1000  # more than this is no advice
+# Which way a quality figure is good, by what its name begins with.
+HIGHER = (
+    *("accuracy", "bleu", "elbo", "inception", "precision"),
+    *("psnr", "recall", "rouge", "ssim", "top1"),
+)
+LOWER = (
+    *("bits_per", "fid", "kid", "kl", "loss"),
+    *("mse", "nll", "perplexity", "reconstruction", "sliced"),
+)
 # Where each sampled metric lies: its steps, and which percentile of these. Text's main steps are
 # its later tokens, so that TPOT is its p50.
 SAMPLED = {
@@ -27,7 +39,8 @@ SAMPLED = {
 class Estimate(Struct, frozen=True, forbid_unknown_fields=True):
     """A value in `unit`, and its 95 % interval where it has one.
 
-    `valid` is false for a percentile of fewer samples than it needs.
+    `valid` is false for a percentile of fewer samples than it needs. `at_most` is what the true p90
+    or p99 is not above, 99 % sure, where there are enough: see `tail`.
     """
 
     value: float
@@ -35,19 +48,24 @@ class Estimate(Struct, frozen=True, forbid_unknown_fields=True):
     low: float | None = None
     high: float | None = None
     valid: bool = True
+    at_most: float | None = None
 
 
 class Ratio(Struct, frozen=True, forbid_unknown_fields=True):
     """A metric divided by the first profile's, below 1 when it is less; `low` to `high` is 95 %.
 
     `verdict` is about time: faster, slower, no difference detectable, too few samples; empty for
-    what is no time.
+    what is no time. Where no difference was detectable, `more` is about how many more of `of`
+    (rounds, repeats) would show one as large as it looks four times out of five, and None where it
+    looks like none, or like more than `MOST_MORE`.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
     verdict: str = ""
+    more: int | None = None
+    of: str = ""
 
 
 def steps_of(profile: Profile, which: str) -> list[tuple[float, ...]]:
@@ -63,9 +81,11 @@ def _metrics(profile: Profile) -> list[str]:
     return [name for name in SAMPLED if text or name not in ("ttft", "tpot")]
 
 
-def resampled(profile: Profile, number: int) -> dict[str, Floats]:
-    """Each sampled metric in each resample, shape (resamples,)."""
-    counts = bootstrap.draw(profile, number)
+def resampled(
+    profile: Profile, number: int, resamples: int = bootstrap.RESAMPLES
+) -> dict[str, Floats]:
+    """Each sampled metric in each resample, shape (resamples,); `number` tells profiles apart."""
+    counts = bootstrap.draw(profile, number, resamples)
     found: dict[str, Floats] = {}
     for which in ("main", "first"):
         names = [name for name in _metrics(profile) if SAMPLED[name][0] == which]
@@ -76,9 +96,13 @@ def resampled(profile: Profile, number: int) -> dict[str, Floats]:
     return found
 
 
+def _pooled(profile: Profile, which: str) -> list[float]:
+    return [ms for steps in steps_of(profile, which) for ms in steps]
+
+
 def _value(profile: Profile, metric: str) -> float:
     which, q = SAMPLED[metric]
-    return percentile([ms for steps in steps_of(profile, which) for ms in steps], q)[0]
+    return percentile(_pooled(profile, which), q)[0]
 
 
 def estimates(profile: Profile, drawn: dict[str, Floats]) -> dict[str, Estimate]:
@@ -89,7 +113,8 @@ def estimates(profile: Profile, drawn: dict[str, Floats]) -> dict[str, Estimate]
         value, count = _value(profile, metric), sum(map(len, steps_of(profile, which)))
         ends = bootstrap.interval(value, drawn[metric], bootstrap.blocks(profile))
         low, high = ends or (None, None)
-        found[metric] = Estimate(value, "ms", low, high, count >= SAMPLES_FOR[q])
+        above = tail.at_most(_pooled(profile, which), q) if q > 50 else None
+        found[metric] = Estimate(value, "ms", low, high, count >= SAMPLES_FOR[q], above)
     main, each = found["p50"], profile.request.batch * 1e3
     found["rate"] = Estimate(
         each / main.value,
@@ -124,7 +149,12 @@ def ratios(
         1 / p50.value, 1 / p50.high if p50.high else None, 1 / p50.low if p50.low else None
     )
     was, now = _single(base), _single(other)
-    return found | {m: Ratio(now[m] / was[m]) for m in now if was.get(m)}
+    alike = base.energy_source == other.energy_source  # else a model is held against a meter
+    return found | {
+        m: Ratio(now[m] / was[m])
+        for m in now
+        if was.get(m, 0) > 0 and (m != "energy" or alike)  # of zero or less there are no percent
+    }
 
 
 def _ratio(
@@ -132,19 +162,42 @@ def _ratio(
 ) -> Ratio:
     """Round by round where the two took turns; of the pooled percentiles where they did not."""
     which, q = SAMPLED[metric]
+    fewest = min(len(_pooled(profile, which)) for profile in (base, other))
+    if q > 50 and fewest < SAMPLES_FOR[q]:
+        return Ratio(_value(other, metric) / _value(base, metric), verdict=TOO_FEW)
     if bootstrap.paired(base, other):
-        steps = steps_of(base, which), steps_of(other, which)
-        value, drawn = bootstrap.ratios_by_round(*steps, base.rounds, q)
-        ends = bootstrap.interval(value, drawn, base.rounds)
-    else:
-        value = _value(other, metric) / _value(base, metric)
-        fewest = min(bootstrap.blocks(base), bootstrap.blocks(other))
-        ends = bootstrap.interval(value, second[metric] / first[metric], fewest, profiles=2)
-    low, high = ends or (None, None)
-    return Ratio(value, low, high, _verdict(ends))
+        return between(base, other, metric)
+    value = _value(other, metric) / _value(base, metric)
+    count = min(bootstrap.blocks(base), bootstrap.blocks(other))
+    ends = bootstrap.interval(value, second[metric] / first[metric], count, profiles=2)
+    reach = math.log(ends[1] / value) if ends else None
+    return _judged(math.log(value), reach, count, "repeats")
 
 
-def _verdict(ends: tuple[float, float] | None) -> str:
-    if ends is None:
-        return TOO_FEW
-    return FASTER if ends[1] < 1 else SLOWER if ends[0] > 1 else NEITHER
+def between(base: Profile, other: Profile, metric: str = "p50") -> Ratio:
+    """The ratio of two that took turns, round by round."""
+    which, q = SAMPLED[metric]
+    steps = steps_of(base, which), steps_of(other, which)
+    logs = bootstrap.logs_by_round(*steps, base.rounds, q)
+    return _judged(*bootstrap.location(logs), len(logs), "rounds")
+
+
+def _judged(log_ratio: float, reach: float | None, count: int, of: str) -> Ratio:
+    value = math.exp(log_ratio)
+    if reach is None:
+        return Ratio(value, verdict=TOO_FEW)
+    low, high = math.exp(log_ratio - reach), math.exp(log_ratio + reach)
+    verdict = FASTER if high < 1 else SLOWER if low > 1 else NEITHER
+    if verdict != NEITHER:
+        return Ratio(value, low, high, verdict)
+    more = bootstrap.rounds_to_decide(log_ratio, reach, count) - count
+    asked = max(1, math.ceil(more)) if more <= MOST_MORE else None
+    return Ratio(value, low, high, verdict, asked, of)
+
+
+def better(name: str) -> int:
+    """1 where more of a metric is better, -1 where less is, 0 where nobody knows."""
+    if name.startswith("quality."):
+        figure = name.removeprefix("quality.")
+        return 1 if figure.startswith(HIGHER) else -1 if figure.startswith(LOWER) else 0
+    return 1 if name == "rate" else -1

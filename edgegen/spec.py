@@ -104,11 +104,35 @@ class GraphSpec(Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
-class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which family a model is of, and the configuration that family's `Config` reads."""
+class Scheme(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How the weight of one layer is rounded, and with `input_bits` its input, too.
+
+    `group_size` input channels share a scale; 0 gives each output channel one, -1 the tensor one.
+    Weights are signed where `symmetric`, else unsigned with a zero point. With `codebook` each
+    group picks from 2^bits free values instead of evenly spaced ones. Inputs are unsigned 8 bit,
+    one scale and zero point a tensor.
+    """
+
+    bits: int = 8
+    group_size: int = 0
+    symmetric: bool = True
+    codebook: bool = False
+    input_bits: int = 0
+
+
+class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which family a model is of, the configuration its `Config` reads, and what was done to it.
+
+    `shapes` are those of parameters that pruning made smaller than the configuration says, by
+    name; `layers` the quantized layers and `adapters` the ranks of low-rank adapters that are not
+    merged, by the name of the module they belong to.
+    """
 
     family: str
     config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]] = {}
+    layers: dict[str, Scheme] = {}
+    adapters: dict[str, int] = {}
 
 
 class Sampling(Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,8 +180,10 @@ class Operator(Struct, frozen=True, forbid_unknown_fields=True):
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
     """How an engine opens a graph.
 
-    `threads` 0 leaves the choice to the engine. `precision` is what must run, never less.
-    `provider` is passed through to the engine as it is.
+    `threads` 0 leaves the choice to the engine. `precision` is what must run, never less;
+    `kv_cache` that of the key/value cache, where it is another one. `provider` is passed through
+    to the engine as it is. `adapter` is the one in use from the start, "none" the model without
+    one; empty leaves it to the bundle.
     """
 
     threads: int = 0
@@ -165,6 +191,8 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     allow_fallback: bool = False
     profile: bool = False
     provider: dict[str, str] = {}
+    adapter: str = ""
+    kv_cache: str = ""
 
 
 class Session(Protocol):

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+
 from edgegen import rooms
 from edgegen.bundle import Bundle, Text, check_files
 from edgegen.errors import FormatError, NotFoundError, UsageError
+from edgegen.spec import Array
 
 FILE = "tokenizer.json"
 # What decoding gives for bytes that are not (yet) a character.
@@ -40,6 +43,21 @@ class Tokenizer:
         if not ids:
             raise UsageError("the prompt is empty", "give some text: --prompt 'Once upon a time'")
         return tuple(ids)
+
+    def corpus(self, text: str, end: str) -> tuple[Array, Array]:
+        """Ids of a long text, and how many of its UTF-8 bytes each one adds; (tokens,) both.
+
+        `end` stands between two texts: it becomes the model's own end token, of no bytes, or
+        where it has none, the beginning of a paragraph.
+        """
+        mark = self._text.eos[:1]
+        ids: list[int] = []
+        sizes: list[Array] = []
+        for n, part in enumerate(text.split(end) if mark else [text.replace(end, "\n\n")]):
+            found = self._tokenizer.encode(part, add_special_tokens=False)
+            ids += [*(mark if n else ()), *found.ids]
+            sizes += [*([np.zeros(1, np.int64)] if n else []), _bytes(part, found.offsets)]
+        return np.array(ids, np.int64), np.concatenate(sizes)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, special tokens left out."""
@@ -93,6 +111,18 @@ def _sandbox() -> Any:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
+
+
+def _bytes(text: str, offsets: Sequence[tuple[int, int]]) -> Array:
+    """UTF-8 bytes of `text` up to the end of each token, less those before it; (tokens,).
+
+    Of a character that several tokens share, the first has all bytes.
+    """
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    upto = np.concatenate([[0], np.cumsum(widths, dtype=np.int64)])
+    ends = np.array([stop for _, stop in offsets], np.int64)
+    return np.diff(np.maximum.accumulate(upto[ends]), prepend=0)
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer:

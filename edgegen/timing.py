@@ -50,7 +50,7 @@ def measure(job: Job, report: Report = silent) -> Profile:
     deployment = _deploy(job, job.options)
     load_ms = (time.perf_counter() - loaded) * 1e3
     try:
-        cold_ms, laps, clocks = _run(deployment, job, report)
+        cold_ms, laps, clocks, (joules, energy_source) = _run(deployment, job, report)
         peak_rss_mb, peak_source = meters.peak_rss_mb(), meters.peak_source()
     finally:
         deployment.close()
@@ -78,10 +78,13 @@ def measure(job: Job, report: Report = silent) -> Profile:
         size_mb=bundle.size_mb(engine.READS),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         peak_rss_mb=peak_rss_mb,
+        energy_j=None if joules is None else joules / (sum(map(len, laps)) * job.request.batch),
+        energy_source=energy_source,
         operators=_operators(job, report) if job.operators else (),
         drifts=_drifts(bundle, deployment.engine, job, report) if job.verify else (),
         quality=bundle.manifest.quality,
         environment=environment | clocks | {"peak_rss_source": peak_source},
+        adapter=deployment.adapter,
     )
 
 
@@ -89,6 +92,8 @@ def _import_engine(job: Job) -> None:
     """Import the engine before the clock starts: Python's own work is not the model's load time."""
     from edgegen import runtimes
 
+    # CUDA puts the fastest GPU first; the kernel, nvidia-smi and NVML count by the bus.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if job.runtime:
         rooms.load(runtimes.ROOM, job.runtime)
     else:
@@ -103,8 +108,9 @@ def _deploy(job: Job, options: Options) -> Any:
 
 def _run(
     deployment: Any, job: Job, report: Report
-) -> tuple[float, list[list[float]], dict[str, float]]:
-    """(first inference in ms, laps of every timed repeat, clock before and after these)."""
+) -> tuple[float, list[list[float]], dict[str, float], tuple[float | None, str]]:
+    """(first inference in ms, laps of every timed repeat, clock and heat, joules of these)."""
+    from edgegen.devices import meters
 
     def laps(seed: int) -> list[float]:
         request = msgspec.structs.replace(job.request, seed=job.request.seed + seed)
@@ -118,12 +124,16 @@ def _run(
         report(what, n + 1, job.warmup + job.repeats)
     gc.collect()
     gc.freeze()  # torch leaves a million objects that a collection in the middle would walk over
-    runs, start = [], _clock_mhz()
+    runs, start = [], _state("start", job.device)
+    meter = meters.find(job.device, job.watts)
+    if isinstance(meter, meters.Meter):
+        meter.start()
     for n in range(job.repeats):
         runs.append(laps(job.first + n))
         report(what, job.warmup + n + 1, job.warmup + job.repeats)
+    energy = meter.stop() if isinstance(meter, meters.Meter) else (None, meter)
     gc.unfreeze()
-    return cold_ms, runs, {"clock_mhz_start": start, "clock_mhz_end": _clock_mhz()}
+    return cold_ms, runs, start | _state("end", job.device), energy
 
 
 def _operators(job: Job, report: Report) -> tuple[Operator, ...]:
@@ -188,6 +198,26 @@ def _device_name(device: str, environment: Mapping[str, Any]) -> str:
         return str(find(device).description)
     except NotFoundError:
         return device
+
+
+def _state(when: str, device: str) -> dict[str, float]:
+    """Clock and heat of now, each as far as it can be read; of a GPU its memory, too."""
+    from edgegen.devices.meters import nvml
+
+    kind, _, index = device.partition(":")
+    gpu = nvml.state(int(index) if index.isdigit() else 0, when) if kind == "gpu" else {}
+    heat = _heat_c()
+    own = {f"clock_mhz_{when}": _clock_mhz()} | ({f"heat_c_{when}": heat} if heat else {})
+    return own | gpu
+
+
+def _heat_c() -> float:
+    """The hottest sensor, in degrees Celsius; 0 where none can be read."""
+    try:
+        found = psutil.sensors_temperatures()
+    except (AttributeError, OSError):  # the first on macOS and Windows
+        return 0.0
+    return max((float(one.current) for sensor in found.values() for one in sensor), default=0.0)
 
 
 def _clock_mhz() -> float:

@@ -1,4 +1,4 @@
-"""What to know before believing a profile: few samples, drift, two modes, a busy machine."""
+"""What to know before believing a profile: few samples, drift, heat, two modes, a busy machine."""
 
 from __future__ import annotations
 
@@ -12,19 +12,27 @@ from edgegen.profile import SAMPLES_FOR, Profile, samples
 DRIFT_SHARE = 0.05  # of the median, over the whole measurement
 DRIFT_P = 0.01
 THROTTLED_SHARE = 0.9  # of the clock at the start
+HOT_C = 85.0  # processors throttle from 80 (small boards) to 100 °C
 BUSY_SHARE = 0.5  # of the cores, already taken when the measurement began
 MIXED = ("auto", "hetero", "multi")
 
 
 def flags(profile: Profile) -> tuple[str, ...]:
     """One sentence for each doubt about `profile`, beginning with its name and a colon."""
-    series = [median(steps) if steps else first for first, steps in _repeats(profile)]
+    series = _series(profile)
     found = [_few(samples(profile)), _drift(series), _modes(series), _clock(profile)]
-    return tuple(f for f in [*found, _busy(profile), _fallback(profile)] if f)
+    return tuple(f for f in [*found, _heat(profile), _busy(profile), _fallback(profile)] if f)
 
 
-def _repeats(profile: Profile) -> list[tuple[float, tuple[float, ...]]]:
-    return list(zip(profile.first_ms, profile.steps_ms, strict=True))
+def slope(profile: Profile) -> tuple[float, float]:
+    """How much slower the runs became from the first to the last, and its p-value: see `drift`."""
+    return drift(_series(profile))
+
+
+def _series(profile: Profile) -> list[float]:
+    """One time for each repeat: the median of its later steps, or the whole run."""
+    repeats = zip(profile.first_ms, profile.steps_ms, strict=True)
+    return [median(steps) if steps else first for first, steps in repeats]
 
 
 def _few(values: Sequence[float]) -> str:
@@ -81,12 +89,27 @@ def _modes(series: Sequence[float]) -> str:
     return f"two modes: repeats gather at {found[0]:.3g} and {found[1]:.3g} ms" if found else ""
 
 
+def _ends(profile: Profile, what: str) -> tuple[float | None, float | None]:
+    """A figure at the start and at the end: the GPU's own, where it ran there."""
+    key = f"gpu_{what}" if profile.device.startswith("gpu") else what
+    start, end = (profile.environment.get(f"{key}_{when}") for when in ("start", "end"))
+    return start, end
+
+
 def _clock(profile: Profile) -> str:
     """The clock fell: the device throttled, or the governor let it rest."""
-    start, end = (profile.environment.get(f"clock_mhz_{when}") for when in ("start", "end"))
+    start, end = _ends(profile, "clock_mhz")
     if not start or not end or end >= THROTTLED_SHARE * start:
         return ""
     return f"throttled: the clock went from {start:.0f} to {end:.0f} MHz"
+
+
+def _heat(profile: Profile) -> str:
+    """The hottest sensor: a device at its limit lowers its clock, now or in the next minute."""
+    start, end = _ends(profile, "heat_c")
+    if not end or end < HOT_C:
+        return ""
+    return f"hot: {end:.0f} °C at the end, {start or 0:.0f} °C at the start"
 
 
 def _busy(profile: Profile) -> str:

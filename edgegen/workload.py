@@ -19,7 +19,9 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     """One measurement: what to open, how, and how often to run it.
 
     `first` is the number of the first timed repeat: repeat n runs with seed `request.seed + n`, so
-    that no two prompts or latents are alike, but the n-th is the same for everybody.
+    that no two prompts or latents are alike, but the n-th is the same for everybody. `roofline`
+    says afterwards why it is slow. `watts` is what the device takes when it is busy, for a model of
+    energy where there is no meter.
     """
 
     path: str
@@ -32,6 +34,8 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     first: int = 0
     operators: bool = True
     verify: bool = False
+    roofline: bool = False
+    watts: float = 0.0
 
 
 def request_for(
@@ -92,6 +96,8 @@ def check(job: Job) -> None:
     ):
         if not least <= value <= MOST:
             raise UsageError(f"{option} is {value}", f"give a number from {least} to {MOST}")
+    if not 0 <= job.watts <= MOST:
+        raise UsageError(f"--watts is {job.watts:g}", f"give a number from 0 to {MOST}")
     _check_sizes(request, manifest)
     if isinstance(manifest.loop, Text):
         _check_positions(request, manifest.loop.max_positions, job.path)

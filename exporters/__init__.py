@@ -1,9 +1,14 @@
-"""Formats: one file each, each with the same four names.
+"""Formats: one file each, each with the same names (dress and fuse may be missing).
 
     FILE                                                   what the main file is called
     write(module, graph, path) -> notes                    a torch module, or a foreign ONNX file
     quantize(path, graph, precision, calibration, group) -> notes     in place
+    dress(path, folded) -> notes, is it exact?             in place, the integers of a quantized net
+    fuse(path) -> notes                                    in place, exact rewrites that are faster
     ledger(path) -> layers                                 read back from what was written
+
+`LACKS`, where it is there, says by precision why it cannot be had: before anything is traced.
+`KV_CACHES` are the precisions, other than fp32, that a key/value cache can be kept in.
 
 Notes are what a user must be told: anything that is not simply what was asked for.
 """
@@ -23,12 +28,12 @@ from typing import Any
 import numpy as np
 
 from edgegen import rooms
-from edgegen.bundle import Artifact
+from edgegen.bundle import EXACT, ROUNDED, Artifact
 from edgegen.errors import EdgeGenError, UnsupportedError
 from edgegen.spec import Array, Feed, GraphSpec
 
 ROOM = "edgegen.exporters"
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 GROUP_SIZES = (32, 16)  # small groups: compact models lose most to a coarse scale
 
 
@@ -97,8 +102,10 @@ def quantize_graph(
     exporter = rooms.load(ROOM, kind)
     path = file_of(folder, graph.name, kind)
     notes: tuple[str, ...] = ()
+    if hasattr(exporter, "fuse") and not is_text(graph):
+        notes = exporter.fuse(path)
     if precision != "fp32":
-        notes = exporter.quantize(path, graph, precision, calibration, group)
+        notes += exporter.quantize(path, graph, precision, calibration, group)
     layers = exporter.ledger(path)
     if precision != "fp32" and all(layer.precision == "fp32" for layer in layers):
         raise UnsupportedError(
@@ -106,6 +113,25 @@ def quantize_graph(
             "export at --precision fp32, fp16 or int8",
         )
     return Artifact(graph.name, kind, path.relative_to(folder).as_posix(), layers, notes)
+
+
+def dress_graph(graph: GraphSpec, folder: Path, kind: str, folded: Any) -> Artifact:
+    """Put the integers of a quantized net (`edgegen.folding.Folded`) into a graph that was
+    written from its plain copy, and say what each layer became.
+
+    Raises:
+        UnsupportedError: the format has no integers, or a layer is not in the graph.
+    """
+    exporter = rooms.load(ROOM, kind)
+    if not hasattr(exporter, "dress"):
+        raise UnsupportedError(
+            f"{kind}: cannot hold a quantized model", "export it to others: --to onnx,openvino"
+        )
+    path = file_of(folder, graph.name, kind)
+    notes, exact = exporter.dress(path, folded)
+    name = path.relative_to(folder).as_posix()
+    rule = EXACT if exact else ROUNDED
+    return Artifact(graph.name, kind, name, exporter.ledger(path), notes, rule)
 
 
 def file_of(folder: Path, graph: str, kind: str) -> Path:

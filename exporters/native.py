@@ -1,49 +1,39 @@
 """The format of EdgeGen's own engine for text: weights packed as its kernels read them.
 
-A safetensors file, mapped into memory and used as it lies there. `runtimes/_native/engine.h` draws
-the layout of a matrix; names are those that `engine.c` asks for.
+A safetensors file, mapped into memory and used as it lies there; `_native_file` has its layout.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
 from edgegen.exporters import is_text
+from edgegen.exporters._native_file import (
+    GROUP,
+    ROWS,
+    Floats,
+    Sizes,
+    pack,
+    read,
+    save,
+    sources,
+    unpack,
+)
+from edgegen.exporters._native_grid import dress
 from edgegen.spec import Array, Feed, GraphSpec
 
+__all__ = ["FILE", "dress", "ledger", "pack", "quantize", "read", "unpack", "write"]
+
 FILE = "model.native.safetensors"
-VERSION = "1"
-ROWS, GROUP, ALIGN = 16, 32, 64
 # Bits of the layers, and of embedding and head, which lose most.
 BITS = {"fp32": (32, 32), "int8": (8, 8), "int4": (4, 8)}
-
-Floats = NDArray[np.float32]
-
-
-class Sizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the engine must know of a decoder, in its own order."""
-
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    layers: int
-    vocabulary: int
-    positions: int
-    rotary: int
-    bits: int
-    outer_bits: int
-    epsilon: float
 
 
 def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
@@ -62,7 +52,7 @@ def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
     sizes = _sizes(module.config)
     _check(sizes)
     weights = {name: t.detach().float().numpy() for name, t in module.state_dict().items()}
-    _save(path, sizes, dict(_tensors(module, weights, sizes)))
+    save(path, sizes, dict(_tensors(module, weights, sizes)))
     return ()
 
 
@@ -116,10 +106,8 @@ def _layer(n: int, weights: dict[str, Floats]) -> Iterator[tuple[str, Array]]:
     here = f"layers.{n}"
     yield from _norm(f"{here}.before", f"{here}.input_layernorm", weights)
     yield from _norm(f"{here}.after", f"{here}.post_attention_layernorm", weights)
-    qkv = [f"{here}.self_attn.{part}_proj" for part in "qkv"]
-    matrices = {"qkv": qkv, "out": [f"{here}.self_attn.o_proj"]}
-    matrices |= {part: [f"{here}.mlp.{part}_proj"] for part in ("gate", "up", "down")}
-    for part, names in matrices.items():
+    for part in ("qkv", "out", "gate", "up", "down"):
+        names = sources(str(n), part)
         if f"{names[0]}.weight" not in weights:
             continue
         rows = np.concatenate([weights[f"{name}.weight"] for name in names])
@@ -135,44 +123,6 @@ def _norm(name: str, source: str, weights: dict[str, Floats]) -> Iterator[tuple[
     for part in ("weight", "bias"):
         if f"{source}.{part}" in weights:
             yield f"{name}.{part}", weights[f"{source}.{part}"]
-
-
-def pack(weight: Floats, bits: int) -> tuple[Array, Array | None]:
-    """(rows, k) as the engine reads it, and its scales (rows / 16, k / 32, 16) in fp16.
-
-    Padded with zeros: rows to a multiple of 16, k to one of 32.
-    """
-    rows, k = weight.shape
-    padded = np.pad(weight, ((0, -rows % ROWS), (0, -k % GROUP))).astype(np.float32)
-    blocks = padded.reshape(-1, ROWS, padded.shape[1])  # (block, row, k)
-    if bits == 32:
-        return np.ascontiguousarray(blocks.transpose(0, 2, 1)), None
-    groups = blocks.reshape(len(blocks), ROWS, -1, GROUP)  # (block, row, group, k)
-    scale, stored = _rounded(groups, bits)
-    half = np.ascontiguousarray(scale.transpose(0, 2, 1))
-    lines = stored.reshape(len(blocks), ROWS, -1, 4).transpose(0, 2, 1, 3)  # (block, k / 4, row, 4)
-    if bits == 8:
-        return np.ascontiguousarray(lines), half
-    return np.ascontiguousarray(lines[:, ::2] | lines[:, 1::2] << 4), half
-
-
-def _rounded(groups: Floats, bits: int) -> tuple[Array, Array]:
-    """Scales (block, row, group) in fp16, and weights as unsigned bytes.
-
-    At 4 bit the value furthest from zero, sign and all, becomes -8. Source: ggml, Q4_0.
-    """
-    first = np.abs(groups).argmax(axis=-1, keepdims=True)
-    most = np.take_along_axis(groups, first, axis=-1)[..., 0]
-    scale = (np.abs(most) / 127 if bits == 8 else most / -8).astype(np.float16)
-    wide = scale.astype(np.float32)[..., None]
-    steps = np.rint(np.divide(groups, wide, out=np.zeros_like(groups), where=wide != 0))
-    low, high, offset = (-127, 127, 128) if bits == 8 else (-8, 7, 8)
-    return scale, (np.clip(steps, low, high) + offset).astype(np.uint8)
-
-
-def unpack(packed: Array) -> Floats:
-    """The rows of a matrix that was packed in fp32: (block, k, 16) -> (rows, k)."""
-    return np.ascontiguousarray(packed.transpose(0, 2, 1)).reshape(-1, packed.shape[1])
 
 
 def quantize(
@@ -206,41 +156,11 @@ def quantize(
         small[name] = packed
         if scale is not None:
             small[f"{name.removesuffix('.weight')}.scale"] = scale
-    _save(path, msgspec.structs.replace(sizes, bits=bits, outer_bits=outer), small)
+    save(path, msgspec.structs.replace(sizes, bits=bits, outer_bits=outer), small)
     return (
         f"weight-only {precision}, group size {GROUP}; embedding and head int{outer}",
         f"inputs of each product are rounded to int8 within groups of {GROUP}",
     )
-
-
-def _save(path: Path, sizes: Sizes, tensors: dict[str, Array]) -> None:
-    """As safetensors, the data from a multiple of 64 bytes on."""
-    kinds = {"float32": "F32", "float16": "F16", "uint8": "U8"}
-    header: dict[str, Any] = {
-        "__metadata__": {"format": "edgegen-native", "version": VERSION}
-        | {"sizes": msgspec.json.encode(sizes).decode()}
-    }
-    offset = 0
-    for name, array in tensors.items():
-        ends = [offset, offset + array.nbytes]
-        kind = kinds[array.dtype.name]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": ends}
-        offset += array.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % ALIGN)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in tensors.values():
-            file.write(np.ascontiguousarray(array).data)
-
-
-def read(path: Path) -> tuple[Sizes, dict[str, Array]]:
-    """Sizes and tensors of a file that `write` made."""
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        sizes = msgspec.json.decode(file.metadata()["sizes"], type=Sizes)
-        return sizes, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def ledger(path: Path) -> tuple[Layer, ...]:

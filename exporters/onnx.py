@@ -6,18 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
 from edgegen.exporters import dynamic_axes, example, is_text
+from edgegen.exporters._onnx_grid import LAYER, dress
 from edgegen.exporters._onnx_quantize import STATIC_OPS, quantize, quiet, save
+from edgegen.exporters._onnx_shuffle import shuffle
+from edgegen.exporters._onnx_upsample import fold_upsampling
 from edgegen.spec import GraphSpec
 
-__all__ = ["FILE", "ledger", "quantize", "write"]
+__all__ = ["FILE", "dress", "fuse", "ledger", "quantize", "write"]
 
 FILE = "model.onnx"
+LACKS = {"bf16": "ONNX Runtime has no bf16 operators on a CPU, not even Add"}
 
 # Opset 23 has Attention and RMSNormalization as one operator each; 20 is what the static
 # quantizer and older consumers read. 26 is written with a wrong version by torch 2.13.
@@ -64,6 +69,21 @@ def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
     return ()
 
 
+def fuse(path: Path) -> tuple[str, ...]:
+    """Nearest upsampling and the convolution behind it as one of fewer taps and a pixel shuffle.
+
+    A ConvTranspose of the model itself stays one: in fp32 it gains nothing.
+    """
+    model = onnx.load(path)
+    found = fold_upsampling(model)
+    if not found:
+        return ()
+    shuffle(model, found)
+    del model.graph.value_info[:]  # written for what is no longer there
+    save(model, path)
+    return (f"{len(found)} upsamplings folded into the convolution behind them (exact)",)
+
+
 def _forget_origin(model: Any) -> None:
     """Drop torch's notes on every node: stack traces, with the paths of the author's machine."""
     for item in (*model.graph.node, *model.graph.value_info, model.graph):
@@ -85,7 +105,10 @@ def _layers(graph: Any, weights: dict[str, Any], makers: dict[str, Any]) -> Iter
     for node in graph.node:
         name = node.name or node.output[0]
         options = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type == "MatMulNBits":
+        told = next((p.value for p in node.metadata_props if p.key == LAYER), None)
+        if told is not None:
+            yield msgspec.json.decode(told, type=Layer)
+        elif node.op_type == "MatMulNBits":
             count = options["K"] * options["N"]
             kind = f"int{options.get('bits', 4)}"
             yield Layer(name, "MatMul", kind, count, options["block_size"], "weight-only")
@@ -103,6 +126,8 @@ def _plain(
     found = next((w for w in reversed(sources) if w is not None and len(w.dims) > 1), None)
     if found is None or (node.op_type == "Gather" and found.dims[-1] == 1):
         return  # one number a row is the scale of an int8 embedding
+    if node.op_type == "Gather" and found.name.endswith(("weight_scale", "weight_zero_rows")):
+        return  # and so are these
     precision = PRECISION_OF.get(found.data_type, "fp32")
     maker = makers.get(node.input[0])
     both = maker is not None and maker.op_type == "DequantizeLinear" and node.op_type != "Gather"

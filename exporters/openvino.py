@@ -17,10 +17,12 @@ from openvino import opset13 as ops
 
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
-from edgegen.exporters import example, group_size, is_text
-from edgegen.spec import Feed, GraphSpec
+from edgegen.exporters import _openvino_grid, example, group_size, is_text
+from edgegen.exporters._openvino_upsample import fold_upsampling
+from edgegen.spec import Array, Feed, GraphSpec
 
 FILE = "openvino_model.xml"
+KV_CACHES = ("int8",)
 
 WEIGHTED = ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul", "Gather")
 PRECISION_OF = {
@@ -31,6 +33,7 @@ PRECISION_OF = {
     "u8": "int8",
     "i4": "int4",
     "u4": "int4",
+    "u2": "int2",
 }
 
 
@@ -140,6 +143,16 @@ def _start_empty(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
+def fuse(path: Path) -> tuple[str, ...]:
+    """Nearest upsampling and the convolution behind it as one transposed convolution."""
+    model = _read(path)
+    count = fold_upsampling(model)
+    if not count:
+        return ()
+    ov.save_model(model, path, compress_to_fp16=False)
+    return (f"{count} upsamplings folded into the convolution behind them (exact)",)
+
+
 def quantize(
     path: Path,
     graph: GraphSpec,
@@ -147,14 +160,28 @@ def quantize(
     calibration: Sequence[Feed] = (),
     group: int = 0,
 ) -> tuple[str, ...]:
-    """Rewrite the file at `path`: fp16 weights, static int8, or weight-only int8 and int4."""
+    """Rewrite the file at `path`: fp16 or bf16, static int8, or weight-only int8 and int4."""
     model = _read(path)
     if precision == "fp16":
         return _to_fp16(model, path)
+    if precision == "bf16":
+        return _to_bf16(model, path)
     with _nncf() as nncf:
         model, notes = _compress(nncf, model, precision, calibration, group)
     ov.save_model(model, path, compress_to_fp16=False)
     return notes
+
+
+def dress(path: Path, folded: Any) -> tuple[tuple[str, ...], bool]:
+    """Rewrite the file at `path` with the integers of `folded`; notes, and whether it is exact.
+
+    Raises:
+        UnsupportedError: a layer with a rounded input is not in the graph.
+    """
+    model = _read(path)
+    found = _openvino_grid.dress(model, folded)
+    ov.save_model(model, path, compress_to_fp16=False)
+    return found
 
 
 def _compress(
@@ -190,6 +217,33 @@ def _to_fp16(model: Any, path: Path) -> tuple[str, ...]:
                 reader.replace_source_output(constant.output(0))
     ov.save_model(model, path, compress_to_fp16=False)
     return note, f"{len(exact)} constants behind angles stay fp32"
+
+
+def _to_bf16(model: Any, path: Path) -> tuple[str, ...]:
+    """Weights in bf16, but not what Sin and Cos are computed from; the plug-in keeps those two in
+    fp32 as well, and computes everything else in bf16 when it is opened so."""
+    angles = {node.get_friendly_name() for node in _behind_angles(model)}
+    count = 0
+    for node in list(model.get_ops()):
+        if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32:
+            continue
+        if len(node.get_output_shape(0)) < 2 or node.get_friendly_name() in angles:
+            continue
+        readers = list(node.output(0).get_target_inputs())
+        half = ops.constant(_nearest_bf16(np.array(node.data)), dtype=ov.Type.bf16)
+        half.set_friendly_name(node.get_friendly_name())
+        value = ops.convert(half, ov.Type.f32)
+        for reader in readers:
+            reader.replace_source_output(value.output(0))
+        count += 1
+    ov.save_model(model, path, compress_to_fp16=False)
+    return (f"{count} weights in bf16, computed in bf16: on CPUs that have it, and no others",)
+
+
+def _nearest_bf16(values: Array) -> Array:
+    """Half to even; OpenVINO itself would cut off."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _behind_angles(model: Any) -> list[Any]:
@@ -261,15 +315,19 @@ def _layers(model: Any) -> Iterator[Layer]:
         kind = node.get_type_name()
         if kind not in WEIGHTED:
             continue
-        weight = _constant(node.input_value(0 if kind == "Gather" else 1))
+        place = node.input_value(0 if kind == "Gather" else 1)
+        weight = _constant(place)
         if weight is None or len(weight.shape) < 2:
             continue
         precision = PRECISION_OF.get(weight.get_element_type().get_type_name(), "fp32")
-        both = precision == "int8" and _is_quantized(node.input_value(0))
-        note = "weights and activations" if both else ""
-        if precision in ("int8", "int4") and not both:
-            note = "weight-only"
-        count = int(np.prod(weight.shape))
+        note = ""
+        if precision.startswith("int"):
+            both = _is_quantized(node.input_value(0))
+            note = "weights and activations" if both else "weight-only"
+            note += ", codebook" if _looked_up(place) else ""
+        # Of what is computed with: a padded group is cut off behind the constant.
+        shape = place.get_partial_shape()
+        count = int(np.prod(shape.to_shape() if shape.is_static else weight.shape))
         size = int(weight.shape[-1]) if len(weight.shape) == 3 and kind != "Gather" else None
         yield Layer(node.get_friendly_name(), kind, precision, count, size, note)
 
@@ -277,10 +335,22 @@ def _layers(model: Any) -> Iterator[Layer]:
 def _constant(output: Any) -> Any:
     """The stored weight behind a value, through decompression and (de)quantization."""
     node = output.get_node()
-    through = ("Convert", "Multiply", "Subtract", "Reshape", "FakeQuantize", "Transpose")
-    while node.get_type_name() in through:
-        node = node.input_value(0).get_node()
+    through = ("Convert", "Multiply", "Subtract", "Reshape", "FakeQuantize", "Transpose", "Slice")
+    while node.get_type_name() in through or _is_lookup(node):
+        node = node.input_value(1 if _is_lookup(node) else 0).get_node()
     return node if node.get_type_name() == "Constant" else None
+
+
+def _is_lookup(node: Any) -> bool:
+    """Does it read numbers from a table of one dimension: the values of a codebook?"""
+    return node.get_type_name() == "Gather" and len(node.input_value(0).get_partial_shape()) == 1
+
+
+def _looked_up(output: Any) -> bool:
+    node = output.get_node()
+    while node.get_type_name() in ("Convert", "Multiply", "Reshape", "Transpose", "Slice"):
+        node = node.input_value(0).get_node()
+    return _is_lookup(node)
 
 
 def _is_quantized(output: Any) -> bool:

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from edgegen import rooms
-from edgegen.bundle import Bundle, OneShot, Text, check_files, open_bundle
+from edgegen.bundle import NONE, Bundle, OneShot, Text, check_files, open_bundle
 from edgegen.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
-from edgegen.runtimes import _pictures
+from edgegen.runtimes import _adapters, _pictures
 from edgegen.runtimes.loops import _sampling, autoregressive
 from edgegen.spec import Array, Feed, Options, Request, Session
 from edgegen.text import TextStream, Tokenizer, open_tokenizer
@@ -35,11 +35,12 @@ def deploy(
 ) -> Deployment:
     """A bundle, opened on an engine and a device; also called `edgegen.load`.
 
-    Without `runtime` the first installed engine that reads the bundle is taken. The precision of
-    `options` is always the bundle's own.
+    Without `runtime` the first installed engine that reads the bundle is taken. The precisions of
+    `options` are always the bundle's own.
 
     Raises:
-        NotFoundError: no such bundle, engine or device; or the bundle lacks the engine's format.
+        NotFoundError: no such bundle, engine, device or adapter; or the bundle lacks the engine's
+            format.
         MissingExtraError: the engine is not installed.
         FormatError: a file that is to be opened is missing or altered.
         UnsupportedError: the device needs fixed shapes and the bundle's are free.
@@ -51,16 +52,35 @@ def deploy(
         bundle.artifact(graph.name, engine.READS)
     _check_shapes(bundle, engine, device)
     _check_files(bundle, engine.READS)
-    options = msgspec.structs.replace(options or Options(), precision=bundle.manifest.precision)
+    options = msgspec.structs.replace(
+        options or Options(),
+        precision=bundle.manifest.precision,
+        kv_cache=bundle.manifest.kv_cache,
+    )
     deployment = Deployment(bundle, name, engine, device, options)
+    first = options.adapter or bundle.manifest.adapter
+    deployment.use(None if first in ("", NONE) else first)
     deployment.session(_main_graph(bundle))
     return deployment
 
 
 def _load(runtime: str) -> ModuleType:
-    engine = rooms.load(ROOM, runtime)
+    engine = load(runtime)
     if not hasattr(engine, "READS"):
         raise UnsupportedError(f"{ROOM}.{runtime} is no engine: it does not define READS")
+    return engine
+
+
+def load(runtime: str) -> ModuleType:
+    """An engine that can run here.
+
+    Raises:
+        NotFoundError: no engine of that name.
+        MissingExtraError: its library is not installed, or its own code was not compiled.
+    """
+    engine = rooms.load(ROOM, runtime)
+    if hasattr(engine, "built"):
+        engine.built()
     return engine
 
 
@@ -125,7 +145,9 @@ class Deployment:
         self.device = device
         self.options = options
         self.sessions: dict[str, Session] = {}
+        self.adapter = ""  # the one in use
         self._module = module
+        self._fed: dict[str, dict[str, Array]] = {}
 
     def session(self, graph: str) -> Session:
         """The session of one graph."""
@@ -136,8 +158,24 @@ class Deployment:
                 opened = self._module.open_graph(file, spec, self.device, self.options)
             except ModuleNotFoundError as error:
                 raise rooms.missing(error, self.engine) from error
+            if graph in self._fed:
+                _adapters.feed(opened, self.engine, self._fed[graph])
             self.sessions[graph] = opened
         return self.sessions[graph]
+
+    def use(self, adapter: str | None) -> None:
+        """Compute with one of the bundle's adapters from the next run on; None takes it off.
+
+        A text that is being written goes on with it, on the cache of the one before.
+
+        Raises:
+            NotFoundError: the bundle has no adapter of that name.
+        """
+        self._fed = _adapters.read(self.bundle, adapter)
+        self.adapter = adapter or ""
+        for graph, session in self.sessions.items():
+            if graph in self._fed:
+                _adapters.feed(session, self.engine, self._fed[graph])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -144,16 +144,22 @@ class OrtSession:
         self._outputs = [output.name for output in session.get_outputs()]
         self._profiled = profiled
         self._prefix = prefix
+        self._adapter: dict[str, Any] = {}
+
+    def use(self, adapter: Feed) -> None:
+        """Feed these tensors beside the inputs of every run from now on."""
+        self._adapter.clear()  # in place: a cached forward holds the same dictionary
+        self._adapter.update({n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in adapter.items()})
 
     def run(self, inputs: Feed) -> dict[str, Array]:
         """The graph's outputs by name."""
         self.graph.check(inputs)
-        values = self._session.run(self._outputs, dict(inputs))
+        values = self._session.run(self._outputs, dict(inputs) | self._adapter)
         return dict(zip(self._outputs, values, strict=True))
 
     def cached(self) -> CachedForward:
         """A forward that keeps keys and values in ONNX Runtime's own memory between calls."""
-        return OrtCache(self._session, self.graph)
+        return OrtCache(self._session, self.graph, self._adapter)
 
     def operators(self) -> tuple[Operator, ...]:
         """Kernel times from ONNX Runtime's own profiler, which this ends."""
@@ -192,8 +198,9 @@ def _sum_kernels(events: list[dict[str, Any]]) -> tuple[Operator, ...]:
 class OrtCache:
     """A `CachedForward`: the present of one call is the past of the next, and is never copied."""
 
-    def __init__(self, session: Any, graph: GraphSpec) -> None:
+    def __init__(self, session: Any, graph: GraphSpec, adapter: dict[str, Any]) -> None:
         self._session = session
+        self._adapter = adapter
         self._pasts = [spec for spec in graph.inputs if spec.name.startswith("past_key_values.")]
         self._presents = [s.name.replace("past_key_values", "present") for s in self._pasts]
         self._cache: list[Any] = []
@@ -211,6 +218,7 @@ class OrtCache:
         }
         values = {name: ort.OrtValue.ortvalue_from_numpy(a) for name, a in feed.items()}
         values |= {spec.name: v for spec, v in zip(self._pasts, self._cache, strict=True)}
+        values |= self._adapter
         logits, *self._cache = self._session.run_with_ort_values(
             ["logits", *self._presents], values
         )

@@ -13,19 +13,29 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from edgegen.errors import EdgeGenError, FallbackError, FormatError, MismatchError, NotFoundError
+from edgegen.errors import (
+    EdgeGenError,
+    FallbackError,
+    FormatError,
+    MismatchError,
+    NotFoundError,
+    UnsupportedError,
+)
 from edgegen.rooms import nearest
 from edgegen.spec import Array, CachedForward, Feed, GraphSpec, Operator, Options
 
 READS = "openvino"
 FIXED_SHAPE_DEVICES = ("npu",)
 
-# Exact settings for the CPU; weights of fp16, int8 and int4 bundles are computed on in fp32.
+# Exact settings for the CPU; weights of fp16, int8 and int4 bundles are computed on in fp32, those
+# of bf16 in bf16, which its cache then holds without a loss.
 EXACT_CPU = {
     "INFERENCE_PRECISION_HINT": "f32",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     "KV_CACHE_PRECISION": "f32",
 }
+BF16_CPU = EXACT_CPU | {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
+CACHES = {"int8": "u8"}  # with scales and zero points; there is no signed type
 MIXED = ("AUTO", "HETERO", "MULTI", "BATCH")
 
 _core: list[ov.Core] = []
@@ -55,9 +65,17 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> O
         NotFoundError: no such device on this machine.
         FormatError: the file cannot be read or compiled.
         FallbackError: it runs on another device than asked, unless `options.allow_fallback`.
+        UnsupportedError: a bf16 bundle where there is no bf16.
         MismatchError: OpenVINO would compute at another precision than it was told to.
     """
     target = _target(device)
+    if options.precision == "bf16":
+        _check_bf16(target, device, options)
+    if options.kv_cache and target != "CPU" and not options.allow_fallback:
+        raise UnsupportedError(
+            f"{path}: a cache in {options.kv_cache} is for the CPU of openvino, not for {device}",
+            "pass --allow-fallback to take what that keeps, or export without --kv-cache",
+        )
     config = _config(target, options)
     try:
         model = core().read_model(path)
@@ -67,7 +85,9 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> O
             f"{path}: openvino {version()} cannot open it on {target}: {_cause(error)}",
             "run: edgegen verify BUNDLE, then export again",
         ) from error
-    _check_precision(compiled, config)
+    _check_precision(compiled, config, "INFERENCE_PRECISION_HINT", "compute")
+    if options.kv_cache:
+        _check_precision(compiled, config, "KV_CACHE_PRECISION", "keep its cache")
     if not options.allow_fallback:
         _check_device(compiled, target, device)
     return OvSession(compiled, graph, options.profile)
@@ -92,7 +112,9 @@ def _config(target: str, options: Options) -> dict[str, Any]:
     """Settings for exact, lowest-latency inference on `target`."""
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if target == "CPU":
-        config |= EXACT_CPU
+        bf16 = options.precision == "bf16" and _has_bf16(target)
+        config |= BF16_CPU if bf16 else EXACT_CPU
+        config |= {"KV_CACHE_PRECISION": CACHES[options.kv_cache]} if options.kv_cache else {}
     elif target == "HETERO:CPU":
         config = {"EXECUTION_MODE_HINT": "ACCURACY"}
     elif target.startswith(MIXED):
@@ -106,14 +128,27 @@ def _config(target: str, options: Options) -> dict[str, Any]:
     return config | options.provider
 
 
-def _check_precision(compiled: Any, config: dict[str, Any]) -> None:
-    wanted = config.get("INFERENCE_PRECISION_HINT")
+def _has_bf16(target: str) -> bool:
+    return target == "CPU" and "BF16" in core().get_property(target, "OPTIMIZATION_CAPABILITIES")
+
+
+def _check_bf16(target: str, device: str, options: Options) -> None:
+    if not _has_bf16(target) and not options.allow_fallback:
+        raise UnsupportedError(
+            f"openvino {version()} has no bf16 on {device} of this machine: it would compute in "
+            "another precision",
+            "pass --allow-fallback to accept that, or export at --precision fp16 or fp32",
+        )
+
+
+def _check_precision(compiled: Any, config: dict[str, Any], name: str, does: str) -> None:
+    wanted = config.get(name)
     if wanted is None:
         return
-    found = compiled.get_property("INFERENCE_PRECISION_HINT")
-    name = found if isinstance(found, str) else found.get_type_name()
-    if name != wanted:
-        raise MismatchError(f"openvino was told to compute in {wanted} but runs in {name}")
+    found = compiled.get_property(name)
+    kind = found if isinstance(found, str) else found.get_type_name()
+    if kind != wanted:
+        raise MismatchError(f"openvino was told to {does} in {wanted} but runs in {kind}")
 
 
 def _check_device(compiled: Any, target: str, device: str) -> None:
@@ -166,6 +201,11 @@ class OvSession:
         for name, state in self._states.items():
             values[name.replace("past_key_values", "present")] = state.state.data.copy()
         return values
+
+    def use(self, adapter: Feed) -> None:
+        """Compute with these tensors from now on: the request keeps what it was given once."""
+        for name, array in adapter.items():
+            self._request.set_tensor(name, ov.Tensor(np.array(array)))
 
     def cached(self) -> CachedForward:
         """A forward over OpenVINO's own variables; only for a stateful text model."""

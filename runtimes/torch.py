@@ -78,16 +78,21 @@ class TorchSession:
         self.graph = graph
         self._module = module
         self._place = place
+        self._adapter: list[Any] = []
         self._profiler = torch.profiler.profile() if profiled else None
         if self._profiler:
             self._profiler.start()
+
+    def use(self, adapter: Feed) -> None:
+        """Hand these tensors over behind the inputs of every run from now on."""
+        self._adapter = [torch.from_numpy(array).to(self._place) for array in adapter.values()]
 
     def run(self, inputs: Feed) -> dict[str, Array]:
         """The graph's outputs by name; returns when the device has finished."""
         self.graph.check(inputs)
         tensors = [torch.from_numpy(inputs[s.name]).to(self._place) for s in self.graph.inputs]
         with torch.inference_mode():
-            out = self._module(*tensors)
+            out = self._module(*tensors, *self._adapter)
         values = out if isinstance(out, tuple) else (out,)
         return {
             spec.name: value.cpu().numpy()
@@ -100,13 +105,26 @@ class TorchSession:
             return ()
         self._profiler.stop()
         rows, self._profiler = self._profiler.key_averages(), None
-        return tuple(
-            Operator(row.key, row.key, self._place.type, row.count, row.self_cpu_time_total / 1e3)
-            for row in rows
-            if row.self_cpu_time_total > 0
-        )
+        return summed(rows, "cpu" if self._place.type == "cpu" else "gpu")
 
     def close(self) -> None:
         """Drop the module."""
         self.operators()
         self._module = None
+
+
+def summed(rows: Any, device: str) -> tuple[Operator, ...]:
+    """The profiler's rows as operators, microseconds there.
+
+    On a GPU an operator takes the time of the kernels that it launched. These have rows of their
+    own, on the device's side, which would count them twice.
+    """
+    host = torch.autograd.DeviceType.CPU
+    times = [
+        (row, row.self_cpu_time_total if device == "cpu" else row.self_device_time_total)
+        for row in rows
+        if row.device_type == host
+    ]
+    return tuple(
+        Operator(row.key, row.key, device, row.count, us / 1e3) for row, us in times if us > 0
+    )

@@ -9,6 +9,7 @@ Both hold golden data and true hashes, so every command that reads a bundle can 
 They open in this process only: a fresh one has to `callable.register` the functions first.
 """
 
+import signal
 from types import SimpleNamespace
 
 import msgspec
@@ -20,6 +21,10 @@ from edgegen import records
 from edgegen.bundle import Artifact, Case, Layer, Manifest, OneShot, Text
 from edgegen.runtimes import callable as in_memory
 from edgegen.spec import GraphSpec, TensorSpec
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A suite in the background ignores Ctrl+C, and so would the commands that it sends one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 END = 256
 VOCABULARY = 257

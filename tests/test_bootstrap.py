@@ -54,17 +54,74 @@ def test_profiles_are_drawn_apart_and_always_the_same(make_profile):
 def test_a_ratio_by_rounds_knows_nothing_of_what_a_round_did_to_both():
     slow = [1.0, 3.0, 1.0, 2.0, 1.0]
     base = [[10.0 * s] for s in slow]
-    value, resampled = bootstrap.ratios_by_round(base, [[8.0 * s] for s in slow], 5, 50)
-    assert value == pytest.approx(0.8)
-    assert bootstrap.interval(value, resampled, 5) == pytest.approx((0.8, 0.8))
+    logs = bootstrap.logs_by_round(base, [[8.0 * s] for s in slow], 5, 50)
+    middle, reach = bootstrap.location(logs)
+    assert np.exp(middle) == pytest.approx(0.8)
+    assert reach == pytest.approx(0, abs=1e-12)
 
 
-def test_the_other_order_gives_the_inverse():
+@pytest.mark.parametrize("rounds", [5, 20])
+def test_the_other_order_gives_the_inverse(rounds):
+    a, b = np.random.default_rng(0).uniform(1, 2, (2, 4 * rounds, 1)).tolist()
+    one = bootstrap.location(bootstrap.logs_by_round(a, b, rounds, 50))
+    other = bootstrap.location(bootstrap.logs_by_round(b, a, rounds, 50))
+    assert one[0] == pytest.approx(-other[0])
+    assert one[1] == pytest.approx(other[1])
+
+
+def test_of_ten_rounds_the_outermost_say_nothing_and_of_nine_they_do():
+    ten = np.array([0.1] * 8 + [-50.0, 9.0])
+    assert bootstrap.location(ten)[0] == pytest.approx(0.1)
+    assert bootstrap.location(ten[1:])[0] < -1
+
+
+def test_of_less_than_ten_rounds_the_interval_is_student_s():
+    logs = np.array([0.0, 0.1, 0.2, 0.3, 0.4])
+    middle, reach = bootstrap.location(logs)
+    assert middle == pytest.approx(0.2)
+    assert reach == pytest.approx(T_975[4] * logs.std(ddof=1) / np.sqrt(5), rel=3e-3)
+
+
+def test_four_rounds_are_too_few_and_equal_ones_leave_no_doubt():
+    assert bootstrap.location(np.ones(4)) == (1.0, None)
+    assert bootstrap.location(np.ones(12)) == (1.0, 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rounds", [10, 20, 60])
+@pytest.mark.parametrize("kind", ["normal", "outliers"])
+def test_nothing_is_found_where_nothing_is_as_seldom_as_promised(kind, rounds):
+    rng = np.random.default_rng(rounds)
+    logs = rng.normal(size=(600, rounds))
+    if kind == "outliers":
+        logs *= np.where(rng.random(logs.shape) < 0.1, 6, 1)
+    found = [bootstrap.location(one, 1000) for one in logs]
+    assert 0.02 <= np.mean([abs(middle) > reach for middle, reach in found]) <= 0.08
+
+
+def test_from_round_to_round_is_the_ratio_of_neighbours():
+    logs = bootstrap.from_round_to_round([[1.0], [2.0], [2.0], [1.0]], 4, 50)
+    assert np.exp(logs) == pytest.approx([2, 1, 0.5])
+
+
+def test_the_rounds_that_would_decide_make_the_interval_reach_less_by_the_root():
+    # 80 % power asks for 1.96 + 0.8416 standard errors, an interval is 1.96 of them.
+    assert bootstrap.rounds_to_decide(0.1, 0.1, 10) == pytest.approx(
+        10 * (2.8016 / 1.96) ** 2, 1e-4
+    )
+    half = bootstrap.rounds_to_decide(0.1, 0.2, 10)
+    assert half == pytest.approx(4 * bootstrap.rounds_to_decide(0.1, 0.1, 10))
+    assert bootstrap.rounds_to_decide(0.0, 0.1, 10) == np.inf
+
+
+@pytest.mark.slow
+def test_that_many_rounds_do_decide_four_times_out_of_five():
     rng = np.random.default_rng(0)
-    a, b = rng.random((2, 10, 1)).tolist()
-    one, _ = bootstrap.ratios_by_round(a, b, 5, 50)
-    other, _ = bootstrap.ratios_by_round(b, a, 5, 50)
-    assert one * other == pytest.approx(1)
+    # Of one comparison the reach is a guess, so power is promised of its usual size.
+    reaches = [bootstrap.location(rng.normal(0, 0.05, 40), 1000)[1] for _ in range(100)]
+    rounds = round(bootstrap.rounds_to_decide(0.02, np.median(reaches), 40))
+    found = [bootstrap.location(rng.normal(0.02, 0.05, rounds), 1000) for _ in range(400)]
+    assert 0.75 < np.mean([middle > reach for middle, reach in found]) < 0.9
 
 
 def test_turns_are_compared_only_within_one_block_of_enough_rounds(make_profile):
@@ -74,16 +131,6 @@ def test_turns_are_compared_only_within_one_block_of_enough_rounds(make_profile)
         assert not bootstrap.paired(make_profile(**turn), make_profile(1, **turn | other))
     few = turn | {"rounds": 4}
     assert not bootstrap.paired(make_profile(**few), make_profile(1, **few))
-
-
-def test_the_interval_of_the_mean_of_rounds_is_student_s():
-    logs = np.array([0.0, 0.1, 0.2, 0.3, 0.4])
-    value, resampled = bootstrap.ratios_by_round(
-        [[1.0]] * 5, [[float(v)] for v in np.exp(logs)], 5, 50, 200_000
-    )
-    reach = T_975[4] * logs.std(ddof=1) / np.sqrt(5)
-    low, high = bootstrap.interval(value, resampled, 5)
-    assert np.log([low, high]) == pytest.approx([0.2 - reach, 0.2 + reach], abs=3e-3)
 
 
 def test_four_blocks_are_too_few_for_an_interval():

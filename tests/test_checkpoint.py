@@ -48,6 +48,45 @@ def test_what_was_saved_is_what_is_loaded(saved):
     assert all(torch.equal(a, found.net.state_dict()[n]) for n, a in net.state_dict().items())
 
 
+def test_a_chat_template_comes_back_and_no_file_is_none(saved, tmp_path):
+    path, net = saved
+    assert checkpoint.load(path).chat_template == ""
+    checkpoint.save(tmp_path / "chat", SPEC, net, (), b"{}", "{{ ünicode }}")
+    assert checkpoint.load(tmp_path / "chat").chat_template == "{{ ünicode }}"
+
+
+def test_graphs_are_those_of_the_family(saved):
+    found = checkpoint.graphs(SPEC, saved[1])
+    assert found.keys() == vae.graphs(saved[1]).keys() == {"encoder", "decoder"}
+
+
+MODULE = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+"""
+
+
+def test_any_module_comes_back_with_its_own_weights_and_graph(tmp_path):
+    (tmp_path / "net.py").write_text(MODULE)
+    config = {"source": f"{tmp_path / 'net.py'}:build", "inputs": ["input:float32[batch,4]"]}
+    spec = ModelSpec("module", config)
+    net = checkpoint.build(spec)
+    with torch.no_grad():
+        net[0].weight.fill_(0.5)
+    checkpoint.save(tmp_path / "any", spec, net, ())
+    found = checkpoint.load(tmp_path / "any")
+    assert torch.equal(found.net[0].weight, net[0].weight)
+    ((name, (module, graph)),) = checkpoint.graphs(spec, found.net).items()
+    assert (name, graph.inputs[0].shape, graph.outputs[0].shape) == (
+        "model",
+        ("batch", 4),
+        ("batch", 3),
+    )
+    assert torch.equal(module(torch.ones(2, 4))[0], net(torch.ones(2, 4)))
+
+
 def test_equal_models_are_equal_files(saved, tmp_path):
     path, net = saved
     checkpoint.save(tmp_path / "again", SPEC, net, ())

@@ -4,14 +4,22 @@ import msgspec
 import pytest
 
 from edgegen import records
-from edgegen.compare import Comparison, compare, describe, headline, require
+from edgegen.bundle import Drift
+from edgegen.compare import Comparison, compare, describe, require
 from edgegen.errors import GateError, NotComparableError, UsageError
-from edgegen.metrics import FASTER, NEITHER, SLOWER, TOO_FEW
+from edgegen.metrics import FASTER, NEITHER, SLOWER, TOO_FEW, ratios, resampled
 from edgegen.spec import Request, Sampling
+from edgegen.verdict import headline
 
 
 def verdict(one, other, metric="p50"):
     return compare([one, other]).rows[1].ratios[metric].verdict
+
+
+def judged(one, other):
+    """The verdict on p50 alone, of fewer resamples: for hundreds of comparisons."""
+    drawn = [resampled(profile, n, 2000) for n, profile in enumerate((one, other))]
+    return ratios(one, drawn[0], other, drawn[1])["p50"].verdict
 
 
 def sized(make_profile, *values, **fields):
@@ -32,7 +40,7 @@ def test_the_ratio_is_that_of_the_medians(make_profile):
 def test_the_same_thing_twice_differs_as_seldom_as_promised(make_profile, rounds):
     turns = {"rounds": rounds, "block": "x" * (rounds > 1)}
     alarms = sum(
-        verdict(make_profile(seed, **turns), make_profile(1000 + seed, **turns)) != NEITHER
+        judged(make_profile(seed, **turns), make_profile(1000 + seed, **turns)) != NEITHER
         for seed in range(200)
     )
     assert 0.02 * 200 <= alarms <= 0.08 * 200  # at the 95 % level
@@ -41,7 +49,7 @@ def test_the_same_thing_twice_differs_as_seldom_as_promised(make_profile, rounds
 @pytest.mark.slow
 def test_text_twice_differs_as_seldom_as_promised_though_its_tokens_hang_together(make_profile):
     alarms = sum(
-        verdict(make_profile(seed, tokens=15), make_profile(1000 + seed, tokens=15)) != NEITHER
+        judged(make_profile(seed, tokens=15), make_profile(1000 + seed, tokens=15)) != NEITHER
         for seed in range(60)
     )
     assert alarms <= 0.08 * 60
@@ -51,7 +59,7 @@ def test_text_twice_differs_as_seldom_as_promised_though_its_tokens_hang_togethe
 @pytest.mark.parametrize(("factor", "want"), [(1.05, SLOWER), (1 / 1.05, FASTER)])
 def test_five_percent_are_found(make_profile, factor, want):
     found = [
-        verdict(make_profile(seed, tokens=15), make_profile(1000 + seed, 10 * factor, tokens=15))
+        judged(make_profile(seed, tokens=15), make_profile(1000 + seed, 10 * factor, tokens=15))
         for seed in range(20)
     ]
     assert found.count(want) >= 19
@@ -182,10 +190,10 @@ def test_a_gate_within_the_interval_is_not_sure(make_profile):
     assert "[" in describe(found)
 
 
-def test_a_percentile_of_too_few_samples_is_never_sure(make_profile):
-    (found,) = compare([make_profile(), make_profile(1)], ["p99<=1s"]).gates
-    assert found.met
-    assert not found.sure
+def test_a_gate_on_a_percentile_of_too_few_samples_is_refused_with_the_number(make_profile):
+    with pytest.raises(UsageError, match=r"p99 needs 662 samples, .* #2 has 20") as error:
+        compare([make_profile(), make_profile(1)], ["p99<=1s"])
+    assert error.value.hint == "profile with --repeats 662, or set the gate on p50"
 
 
 def test_a_lone_profile_can_meet_a_gate_with_a_unit_only(make_profile):
@@ -220,3 +228,38 @@ def test_headlines_say_how_many_times(make_profile):
 def test_a_comparison_survives_json(make_profile):
     found = compare([make_profile(tokens=3), make_profile(1, tokens=3)], ["tpot<=+5%"])
     assert records.decode(Comparison, records.encode(found), "x") == found
+
+
+def test_a_percentage_of_nothing_is_refused_with_the_reason(make_profile):
+    rows = [make_profile(quality={"elbo": e}) for e in (-90.0, -95.0)]
+    with pytest.raises(UsageError, match="the first has none above zero") as error:
+        compare(rows, ["quality.elbo>=-2%"])
+    assert "give a number" in error.value.hint
+    (found,) = compare(rows, ["quality.elbo>=-92"]).gates
+    assert not found.met
+
+
+def test_two_machines_called_alike_are_told_apart_by_their_processors(make_profile):
+    rows = compare([make_profile(), make_profile(1, device_name="another")]).rows
+    usual = "toy fp32 onnxruntime cpu"
+    assert [row.name for row in rows] == [f"{usual} (a processor)", f"{usual} (another)"]
+    boards = compare([make_profile(board="pi5"), make_profile(1, board="nuc")]).rows
+    assert [row.name for row in boards] == [
+        "toy fp32 onnxruntime pi5/cpu", "toy fp32 onnxruntime nuc/cpu",
+    ]  # fmt: skip
+
+
+def test_p99_of_too_few_samples_has_no_verdict_and_p90_of_enough_has_its_bound(make_profile):
+    few = compare([make_profile(), make_profile(1)]).rows[1].ratios["p99"]
+    assert (few.verdict, few.low) == (TOO_FEW, None)
+    many = compare([make_profile(repeats=100)]).rows[0].values["p90"]
+    assert many.valid
+    assert many.at_most == sorted(make_profile(repeats=100).first_ms)[-3]
+
+
+def test_a_row_carries_its_slope_and_its_drift(make_profile):
+    near = Drift("onnxruntime", "decoder", "batch-2", "image", 1e-6, 120.0, "allclose", True)
+    far = Drift("onnxruntime", "encoder", "batch-2", "mean", 0.5, 12.0, "allclose", False)
+    (row,) = compare([sized(make_profile, 10, 11, 12, 13, 14, drifts=(near, far))]).rows
+    assert row.slope == pytest.approx(4 / 12)
+    assert row.drift == far

@@ -171,3 +171,7 @@ def test_the_held_out_tenth_is_always_the_same_and_never_trained_on():
     assert (len(mine), len(held)) == (1618, 179)
     assert sorted([*mine, *held]) == list(range(1797))
     assert np.array_equal(held, data.split(1797)[1])
+
+
+def test_the_last_tenth_of_a_text_is_held_out():
+    assert data.split_text("0123456789" * 2) == ("0123456789" + "01234567", "89")

@@ -13,6 +13,7 @@ from edgegen.gates import SYNTAX, Gate, parse
         ("p50<=20ms", Gate("p50<=20ms", "p50", True, 20.0, False, "ms")),
         ("ttft <= 0.5 s", Gate("ttft <= 0.5 s", "ttft", True, 500.0, False, "ms")),
         ("peak_rss<=1.5GB", Gate("peak_rss<=1.5GB", "peak_rss", True, 1500.0, False, "MB")),
+        ("rss<=200MB", Gate("rss<=200MB", "peak_rss", True, 200.0, False, "MB")),
         ("size<=-10%", Gate("size<=-10%", "size", True, -0.1, True, "%")),
         ("rate>=30", Gate("rate>=30", "rate", False, 30.0, False, "/s")),
         ("rate>=30tokens/s", Gate("rate>=30tokens/s", "rate", False, 30.0, False, "/s")),
@@ -49,9 +50,16 @@ def test_a_percentage_without_a_sign_could_mean_two_things():
     assert error.value.hint == "give the percentage a sign: 'p50<=+95%'"
 
 
-@pytest.mark.parametrize("text", ["p50<=20", "p50<=20MB", "size<=20ms"])
-def test_a_wrong_or_missing_unit_names_those_there_are(text):
-    with pytest.raises(UsageError, match="is not in") as error:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("p50<=20", "p50 without a unit"),
+        ("p50<=20MB", "p50 is not in MB"),
+        ("size<=20ms", "size is not in ms"),
+    ],
+)
+def test_a_wrong_or_missing_unit_names_those_there_are(text, said):
+    with pytest.raises(UsageError, match=said) as error:
         parse(text)
     assert error.value.hint.startswith("have: ")
 

@@ -115,6 +115,27 @@ def test_a_checkpoint_and_its_export_agree_on_the_macs(tmp_path, family):
         assert file.parameters == sum(layer.parameters for layer in file.layers) == own
 
 
+def test_a_quantized_checkpoint_says_what_each_layer_is(tmp_path, tiny_checkpoint):
+    pytest.importorskip("torch", reason="torch is not installed")
+    import msgspec
+
+    from edgegen import checkpoint
+    from edgegen.spec import Scheme
+
+    whole = checkpoint.load(tiny_checkpoint("gpt"))
+    name = "layers.0.mlp.up_proj"
+    spec = msgspec.structs.replace(whole.spec, layers={name: Scheme(4, 16, symmetric=False)})
+    checkpoint.save(tmp_path / "small", spec, checkpoint.build(spec), (), whole.tokenizer)
+    found = inspecting.inspect(tmp_path / "small")
+    layers = {layer.name: layer for layer in found.files[0].layers}
+    assert found.precision == "int4"
+    assert (layers[name].kind, layers[name].precision) == ("Linear", "int4")
+    assert (layers[name].group_size, layers[name].parameters) == (16, 32 * 48)
+    assert layers["layers.0.mlp.gate_proj"].precision == "fp32"
+    plain = {layer.name for layer in inspecting.inspect(whole.path).files[0].layers}
+    assert set(layers) == plain
+
+
 def test_a_bundle_is_inspected_without_onnx_and_says_what_is_lost(formats):
     code = (
         "import sys; sys.modules['onnx'] = None; sys.modules['torch'] = None\n"

@@ -169,3 +169,24 @@ def test_a_job_that_makes_no_sense_ends_the_process_with_a_cause():
     )
     assert done.returncode == 1
     assert b"ValidationError" in done.stderr
+
+
+def test_energy_of_rounds_is_their_mean_and_none_where_one_has_none(make_profile):
+    parts = [
+        make_profile(repeats=1, energy_j=2.0, energy_source="measured by a test"),
+        make_profile(repeats=3, energy_j=4.0, energy_source="measured by a test"),
+    ]
+    assert measure._join(parts, "").energy_j == 3.5
+    short = make_profile(repeats=3, energy_source="not measured: too short")
+    found = measure._join([*parts, short], "")
+    assert (found.energy_j, found.energy_source) == (None, "not measured: too short")
+
+
+@pytest.mark.slow
+def test_a_gpu_that_is_not_there_is_refused_with_what_is(onnx_bundle):
+    engine = pytest.importorskip("edgegen.runtimes.onnxruntime", reason="needs onnxruntime")
+    if "gpu" in engine.devices():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(NotFoundError, match="device 'gpu'; its providers: ") as error:
+        measure.profile(onnx_bundle, runtime="onnxruntime", device="gpu")
+    assert "use --device cpu" in error.value.hint

@@ -38,5 +38,14 @@ def test_the_make_targets_that_the_readme_names_are_there():
 
 
 def test_every_local_link_and_picture_leads_somewhere():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
+    pictures = re.findall(r'src(?:set)?="([^"]+)"', README)
+    for link in pictures + re.findall(r"\]\(([^)#]+)\)", README):
         assert link.startswith("http") or (Path(__file__).parent.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("name", re.findall(r"docs/[\w-]+\.(?:png|svg)", README))
+def test_a_picture_is_small_and_fetches_nothing(name):
+    found = (Path(__file__).parent.parent / name).read_bytes()
+    assert len(found) < 150_000
+    if name.endswith(".svg"):
+        assert not re.search(rb"(href|src|url)[=(]\W*https?:", found)

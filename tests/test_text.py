@@ -215,3 +215,25 @@ def test_a_missing_library_is_met_with_the_pip_command(text_bundle, toys, monkey
     with pytest.raises(MissingExtraError, match=f"needs {library}") as error:
         with_template(text_bundle, toys, CHATML).chat("Hi")
     assert error.value.hint == "run: pip install 'edgegen[text]'"
+
+
+def test_a_corpus_counts_every_byte_of_the_text_once(toys, text_bundle):
+    """One token a byte here, and of a character of several bytes the first token has them all."""
+    tokenizer = open_tokenizer(open_bundle(text_bundle))
+    text = "aé€😀\n b"
+    ids, sizes = tokenizer.corpus(text, "<end>")
+    assert ids.tolist() == list(text.encode())
+    assert sizes.tolist() == [1, 2, 0, 3, 0, 0, 4, 0, 0, 0, 1, 1, 1]
+
+
+def test_what_stands_between_two_texts_becomes_the_models_end_of_no_bytes(toys, text_bundle):
+    tokenizer = open_tokenizer(open_bundle(text_bundle))
+    ids, sizes = tokenizer.corpus("ab<end>c<end>", "<end>")
+    assert ids.tolist() == [97, 98, toys.END, 99, toys.END]
+    assert sizes.tolist() == [1, 1, 0, 1, 0]
+
+
+def test_a_model_without_an_end_reads_a_new_paragraph_there(text_bundle):
+    tokenizer = open_tokenizer(open_bundle(text_bundle))
+    tokenizer._text = msgspec.structs.replace(tokenizer._text, eos=())
+    assert tokenizer.corpus("a<end>b", "<end>")[0].tolist() == [97, 10, 10, 98]

@@ -5,6 +5,8 @@ import pytest
 
 from edgegen import __version__, records, timing
 from edgegen import bundle as bundles
+from edgegen.devices import meters
+from edgegen.devices.meters import Meter
 from edgegen.profile import SCHEMA_VERSION
 from edgegen.runtimes import callable as in_memory
 from edgegen.spec import Operator, Options
@@ -132,3 +134,23 @@ def test_a_clock_that_cannot_be_read_is_zero(monkeypatch):
     assert timing._clock_mhz() == 0
     monkeypatch.setattr(timing.psutil, "cpu_freq", lambda: None)
     assert timing._clock_mhz() == pytest.approx(0)
+
+
+def counting(joules):
+    """A meter that reads `joules` after whatever it measured."""
+    return Meter("measured by a test", lambda s: joules * (s > 0), period_s=60.0, least_s=0.0)
+
+
+def test_joules_are_of_one_token_or_image(text_bundle, image_bundle, monkeypatch):
+    monkeypatch.setattr(meters, "find", lambda device, watts: counting(192.0))
+    found = timing.measure(job(text_bundle))
+    assert (found.energy_j, found.energy_source) == (192 / (3 * 32), "measured by a test")
+    request = request_for(image_bundle, batch=4)
+    found = timing.measure(msgspec.structs.replace(job(image_bundle), request=request))
+    assert found.energy_j == 192 / (3 * 4)
+
+
+def test_where_energy_is_not_measured_the_reason_stands_in_the_profile(image_bundle, monkeypatch):
+    monkeypatch.setattr(meters, "find", lambda device, watts: "not measured: no meter")
+    found = timing.measure(job(image_bundle))
+    assert (found.energy_j, found.energy_source) == (None, "not measured: no meter")

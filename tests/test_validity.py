@@ -82,6 +82,14 @@ def test_a_falling_clock_is_throttling(make_profile):
     assert "throttled" not in flagged(make_profile(environment=clocks | {"clock_mhz_start": 0.0}))
 
 
+def test_a_hot_device_is_named_with_both_readings(make_profile):
+    hot = {"heat_c_start": 60.0, "heat_c_end": 91.0}
+    found = validity.flags(make_profile(environment=hot))
+    assert "hot: 91 °C at the end, 60 °C at the start" in found
+    assert "hot" not in flagged(make_profile(environment=hot | {"heat_c_end": 70.0}))
+    assert "hot" not in flagged(make_profile())
+
+
 def test_a_busy_machine_is_named(make_profile):
     busy = {"load_1min": 3.0, "usable_cores": 2.0}
     assert validity.flags(make_profile(environment=busy))[-1] == (
@@ -97,3 +105,15 @@ def test_operators_that_fell_back_are_named_with_their_share(make_profile):
     assert "fallback" not in flagged(make_profile(device="cpu", operators=operators))
     assert "fallback" not in flagged(make_profile(device="auto", operators=operators))
     assert "fallback" not in flagged(make_profile(device="gpu", operators=operators[:1]))
+
+
+def test_of_a_gpu_its_own_clock_and_heat_count(make_profile):
+    environment = {"clock_mhz_start": 3000.0, "clock_mhz_end": 1000.0}
+    environment |= {"gpu_clock_mhz_start": 1980.0, "gpu_clock_mhz_end": 1980.0}
+    environment |= {"gpu_heat_c_start": 40.0, "gpu_heat_c_end": 90.0}
+    found = validity.flags(make_profile(device="gpu:1", environment=environment))
+    assert not any(flag.startswith("throttled") for flag in found)
+    assert "hot: 90 °C at the end, 40 °C at the start" in found
+    environment["gpu_clock_mhz_end"] = 990.0
+    found = validity.flags(make_profile(device="gpu", environment=environment))
+    assert "throttled: the clock went from 1980 to 990 MHz" in found

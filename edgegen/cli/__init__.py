@@ -14,15 +14,19 @@ import sys
 
 import typer
 
+from edgegen.cli import _terminal
 from edgegen.errors import EdgeGenError
 
 COMMANDS = (
     "train",
+    "compress",
     "export",
     "verify",
     "run",
+    "eval",
     "profile",
     "compare",
+    "history",
     "inspect",
     "devices",
     "demo",
@@ -40,7 +44,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # drawing help with rich takes longer than all the rest of it
 )
 for _name in COMMANDS:
-    app.command(_name)(getattr(importlib.import_module(f"edgegen.cli.{_name}"), _name))
+    _command = getattr(importlib.import_module(f"edgegen.cli.{_name}"), _name)
+    if isinstance(_command, typer.Typer):  # one with commands of its own
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 
 @app.callback(invoke_without_command=True)
@@ -54,6 +62,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run the command line; every error on purpose is two lines and an exit code."""
+    _terminal.any_encoding()
     try:
         app()
     except EdgeGenError as error:

@@ -11,6 +11,28 @@ if TYPE_CHECKING:
     from edgegen.spec import Report
 
 
+# What a terminal of another encoding gets instead; anything else becomes a question mark.
+ASCII = {"±": "~", "≤": "<", "≥": ">", "×": "x", "◆": "+", "–": "-", "…": "~"}  # as wide
+
+
+def any_encoding() -> None:
+    """Let every text be printed, by whatever encoding stdout and stderr have."""
+    import codecs
+    import io
+
+    codecs.register_error("edgegen", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="edgegen")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(ASCII.get(mark, "?") for mark in text), error.end
+
+
 def print_json(record: Any) -> None:
     """A record as JSON on stdout."""
     from edgegen.records import encode
@@ -32,6 +54,20 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], title:
         table.add_row(*(Text(str(cell)) for cell in row))
     # A pipe has no width: never fold what another program is going to read.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def canvas() -> dict[str, Any]:
+    """How wide a drawing on stdout may be, and whether it has to keep to ASCII."""
+    import shutil
+
+    try:
+        "█".encode(sys.stdout.encoding or "ascii")
+        plain = False
+    except (UnicodeEncodeError, LookupError):
+        plain = True
+    # A pipe has no width of its own.
+    width = min(shutil.get_terminal_size().columns, 120) if sys.stdout.isatty() else 100
+    return {"width": width, "plain": plain}
 
 
 def note(message: str) -> None:

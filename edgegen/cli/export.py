@@ -21,17 +21,31 @@ def export(
         ..., help="Checkpoint, Hugging Face folder, FILE.gguf, FILE.onnx or FILE.py:CALLABLE."
     ),
     output: str = typer.Option(..., "-o", "--output", help="Folder of the bundle."),
-    to: str = typer.Option("onnx,openvino", "--to", help="Formats: onnx, openvino, torch."),
-    precision: str = typer.Option("fp32", help="fp32, fp16, int8, int4; several: fp32,int8."),
+    to: str = typer.Option(
+        "onnx,openvino", "--to", help="Formats: onnx, openvino, torch; for text also native, fused."
+    ),
+    precision: str | None = typer.Option(
+        None,
+        help="fp32, fp16, bf16, int8, int4; several: fp32,int8. A quantized one has its own.",
+    ),
     input: list[str] = typer.Option(
         [],
         "--input",
         help="For a module: 'NAME:DTYPE[batch,3,64,64]', 'ids:int64[batch,seq<=512]'.",
     ),
     pixels: str = typer.Option("", help="For a module: range of its image output, as '-1,1'."),
+    adapter: list[str] = typer.Option(
+        [], "--adapter", help="NAME=FOLDER of an adapter to switch to at run time. Repeatable."
+    ),
+    merge: bool = typer.Option(
+        False, "--merge", help="Add a checkpoint's adapters, or --adapter's, to the weights."
+    ),
     static: str = typer.Option("", help="Fix free dimensions: 'batch=1,seq=256'."),
     data: str = typer.Option("", help="Calibration images for int8: digits, idx:DIR, images:DIR."),
     group_size: int = typer.Option(0, help="Group of int4 weights; 0 chooses from the channels."),
+    kv_cache: str = typer.Option(
+        "", "--kv-cache", metavar="int8", help="Keep text's key/value cache in 8 bits (openvino)."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the manifest as JSON."),
     quiet: bool = typer.Option(False, "-q", "--quiet", help="No progress."),
 ) -> None:
@@ -43,12 +57,15 @@ def export(
             source,
             output,
             formats=[name for name in to.split(",") if name],
-            precisions=[name for name in precision.split(",") if name],
+            precisions=None if precision is None else [n for n in precision.split(",") if n],
             inputs=input,
             pixels=_pixels(pixels),
             static=_sizes(static),
+            adapters=_folders(adapter),
+            merge=merge,
             data=data or None,
             group_size=group_size,
+            kv_cache=kv_cache,
             report=report,
         )
     if json:
@@ -67,6 +84,19 @@ def _pixels(text: str) -> tuple[float, float] | None:
     except ValueError as error:
         raise UsageError(f"--pixels {text!r} is not LOW,HIGH", "write --pixels=-1,1") from error
     return low, high
+
+
+def _folders(given: list[str]) -> dict[str, str]:
+    """["NAME=FOLDER"] as a dictionary."""
+    folders: dict[str, str] = {}
+    for text in given:
+        name, _, folder = text.partition("=")
+        if not name or not folder:
+            raise UsageError(f"--adapter {text}: not NAME=FOLDER", "write --adapter french=DIR")
+        if name in folders:
+            raise UsageError(f"--adapter {name}: twice", "give each adapter its own name")
+        folders[name] = folder
+    return folders
 
 
 def _sizes(text: str) -> dict[str, int]:

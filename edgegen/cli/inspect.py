@@ -22,12 +22,32 @@ def inspect(
         [], "--size", metavar="NAME=N", help="Size of a free dimension for the MACs, else 1."
     ),
     layers: bool = typer.Option(False, "--layers", help="Every layer, not only their sums."),
+    sensitivity: bool = typer.Option(
+        False, "--sensitivity", help="What the model loses by each layer's rounding, measured."
+    ),
+    data: str = typer.Option(
+        "",
+        "--data",
+        "--dataset",
+        help="For --sensitivity: digits, idx:DIR, images:DIR, text:FILES.",
+    ),
+    change: list[str] = typer.Option(
+        [], "--change", help="For --sensitivity: int8, int4-g64, prune-0.5, ...; repeatable."
+    ),
+    output: Path | None = typer.Option(
+        None, "-o", "--output", help="For --sensitivity: a heat map, as PNG."
+    ),
     json: bool = typer.Option(False, "--json", help="Print the record as JSON."),
 ) -> None:
     """Show what is in a bundle, checkpoint or ONNX file.
 
     Graphs, shapes, parameters, MACs, size by precision, and what each layer became.
     """
+    if sensitivity:
+        _sensitivity(str(path), data, tuple(change), output, json)
+        return
+    if data or change or output:
+        raise UsageError("--data, --change and -o go with --sensitivity", "add --sensitivity")
     from edgegen.inspect import inspect as look
 
     found = look(path, dict(map(_size, size)))
@@ -35,6 +55,24 @@ def inspect(
         _terminal.print_json(found)
     else:
         _print(found, layers)
+
+
+def _sensitivity(
+    source: str, data: str, changes: tuple[str, ...], output: Path | None, json: bool
+) -> None:
+    from edgegen.sensitivity import CHANGES, draw, inspect_rows, of_source
+
+    with _terminal.progress() as report:
+        found = of_source(source, data, changes or CHANGES, report=report)
+    if output is not None:
+        draw(found, output)
+        _terminal.note(f"heat map: {output}")
+    if json:
+        _terminal.print_json(found)
+        return
+    columns, rows = inspect_rows(found)
+    title = f"most sensitive first; {found.data}; the model itself: {found.reference:.4g}"
+    _terminal.print_table(columns, rows, title)
 
 
 def _size(text: str) -> tuple[str, int]:
@@ -58,8 +96,22 @@ def _print(found: Inspection, layers: bool) -> None:
     for file in found.files:
         _print_file(file, layers)
     _print_drifts(found)
-    for step in found.history:
-        typer.echo("history: " + ", ".join(f"{key} {value}" for key, value in step.items()))
+    _print_history(found)
+
+
+def _print_history(found: Inspection) -> None:
+    """Compression as one table, with what its methods have to say; all else a line each."""
+    from edgegen.steps import COLUMNS, rows, steps_of
+
+    for entry in found.history:
+        if "verdict" not in entry:
+            typer.echo("history: " + ", ".join(f"{key} {value}" for key, value in entry.items()))
+    steps = steps_of(found.history)
+    if steps:
+        _terminal.print_table(COLUMNS, rows(steps), "compression")
+    for number, step in enumerate(steps, start=1):
+        for name, note in step.notes.items():
+            typer.echo(f"step {number}, {step.kind}: {name}: {note}")
 
 
 def _tensor(tensor: TensorSpec) -> tuple[str, str, str]:

@@ -16,9 +16,11 @@ from edgegen.errors import UsageError
 
 if TYPE_CHECKING:
     from edgegen.runtimes import Deployment
+    from edgegen.spec import Options
 
 # Which options make sense for what a bundle makes; the others are refused by name.
 ANY = {"bundle", "runtime", "device", "threads", "allow_fallback", "provider", "seed", "json"}
+ANY |= {"adapter"}
 TEXT = {"prompt", "max_new_tokens", "greedy", "temperature", "top_k", "top_p", "min_p"}
 TEXT |= {"repetition_penalty", "stop", "chat", "batch"}
 IMAGES = {"num", "output", "interpolate", "reconstruct"}
@@ -46,11 +48,14 @@ def run(
     size: list[str] = typer.Option([], help="NAME=SIZE of a free dimension."),
     output: Path = typer.Option(None, "-o", "--output", help="grid.png, or out.npz."),
     seed: int = typer.Option(0, help="The same seed gives the same latents on every engine."),
-    runtime: str = typer.Option(None, help="onnxruntime, openvino or torch."),
+    runtime: str = typer.Option(
+        None, help="onnxruntime, openvino, native, torch; auto: the fastest on this device."
+    ),
     device: str = typer.Option("cpu", "-d", "--device", help="cpu, gpu, gpu:1, npu or auto."),
     threads: int = typer.Option(0, help="0 leaves the choice to the engine."),
     allow_fallback: bool = typer.Option(False, help="Let operators run on another device."),
     provider: list[str] = typer.Option([], help="KEY=VALUE, passed to the engine. Repeatable."),
+    adapter: str = typer.Option("", help="One of the bundle's adapters, by name; or none."),
     json: bool = typer.Option(False, "--json", help="Print a record instead."),
 ) -> None:
     """Generate: text after a prompt, a grid of images, or the outputs of any graph."""
@@ -61,11 +66,30 @@ def run(
     if threads < 0:
         raise UsageError(f"--threads is {threads}", "give 0 (the engine's choice) or more")
     opening = Options(
-        threads=threads, allow_fallback=allow_fallback, provider=pairs("--provider", provider)
+        threads=threads,
+        allow_fallback=allow_fallback,
+        provider=pairs("--provider", provider),
+        adapter=adapter,
     )
     _fit(bundle, options)
+    if runtime == "auto":
+        runtime = fastest(bundle, device, opening)
     with closing(deploy(bundle, runtime, device, opening)) as deployment:
         _COMMANDS[_kind(bundle)](deployment, options)
+
+
+def fastest(bundle: Path, device: str, options: Options) -> str:
+    """The engine that is fastest on this device; said why on stderr."""
+    from edgegen import auto
+
+    if options.provider:
+        flag = f"--provider {min(options.provider)}"
+        raise UsageError(
+            f"{flag} is for one engine, --runtime auto tries all", "name it: --runtime onnxruntime"
+        )
+    choice = auto.choose(bundle, device, options)
+    note(choice.why())
+    return choice.engine
 
 
 def _kind(bundle: Path) -> str:
@@ -118,10 +142,14 @@ def _text(deployment: Deployment, options: dict[str, Any]) -> None:
     elif not live:
         sys.stdout.write("".join(f"{text}\n" for text in texts))
     rate = f", {speed['tokens_per_s']:.1f} tokens/s" if speed["tokens_per_s"] else ""
-    note(
-        f"{tokens} tokens{rate}, TTFT {speed['ttft_ms']:.1f} ms "
-        f"({deployment.engine}, {deployment.device})"
-    )
+    note(f"{tokens} tokens{rate}, TTFT {speed['ttft_ms']:.1f} ms ({_where(deployment)})")
+    for remark in getattr(deployment.session("model"), "remarks", tuple)():
+        note(remark)
+
+
+def _where(deployment: Deployment) -> str:
+    adapter = f", adapter {deployment.adapter}" if deployment.adapter else ""
+    return f"{deployment.engine}, {deployment.device}{adapter}"
 
 
 def _prompts(options: dict[str, Any]) -> tuple[list[str], int]:
@@ -177,7 +205,7 @@ def _images(deployment: Deployment, options: dict[str, Any]) -> None:
         print_json({"output": str(output), "images": len(made)})
     else:
         sys.stdout.write(f"{output}\n")
-    note(f"{len(made)} images ({deployment.engine}, {deployment.device})")
+    note(f"{len(made)} images ({_where(deployment)})")
 
 
 def _make(
@@ -222,7 +250,7 @@ def _tensors(deployment: Deployment, options: dict[str, Any]) -> None:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
         print_table(columns, rows)
-    note(f"1 run ({deployment.engine}, {deployment.device})")
+    note(f"1 run ({_where(deployment)})")
 
 
 def _range(array: Any) -> tuple[str, ...]:

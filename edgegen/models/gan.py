@@ -75,7 +75,7 @@ class Generator(nn.Module):
         super().__init__()
         w, s = widths(config), smallest(config)
         self.first = nn.Linear(config.latent, w[-1] * s * s)
-        self.shape = (w[-1], s, s)
+        self.shape = (-1, s, s)  # channels as many as there are: pruning takes some
         layers: list[nn.Module] = [nn.BatchNorm2d(w[-1]), nn.ReLU()]
         for wider, wide in zip(w[:0:-1], w[-2::-1], strict=True):
             layers += [nn.ConvTranspose2d(wider, wide, 4, 2, 1, bias=False)]

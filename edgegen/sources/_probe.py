@@ -72,7 +72,19 @@ def sizes(
                 size -= 1
             taken.add(size)
             found[name] = size
+    for found in (small, large):
+        _add_up(found, limits)
     return small, large
+
+
+def _add_up(at: dict[str, int], limits: Mapping[str, int]) -> None:
+    """Make "past+seq" the sum of both, and both so small that it keeps within its limit."""
+    for name in [name for name in at if "+" in name]:
+        parts = [part for part in name.split("+") if part in at]
+        most = limits.get(name, sum(at[part] for part in parts))
+        for index, part in enumerate(parts):
+            at[part] = min(at[part], max(1, most // len(parts) - index))
+        at[name] = sum(at[part] for part in parts)
 
 
 def draw(inputs: tuple[TensorSpec, ...], at: Mapping[str, int]) -> Feed:

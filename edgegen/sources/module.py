@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from msgspec import Struct
 from torch import nn
 
 from edgegen.bundle import OneShot
@@ -29,9 +30,17 @@ from edgegen.rooms import nearest
 from edgegen.sources import Model, Part
 from edgegen.sources._inputs import parse_inputs
 from edgegen.sources._probe import Plain, image_of, probe
-from edgegen.spec import TensorSpec
+from edgegen.spec import Array, GraphSpec, TensorSpec
 
 Parameter = inspect.Parameter
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a module comes from, `/FOLDER/FILE.py:CALLABLE`, and what goes in and comes out."""
+
+    source: str
+    inputs: tuple[str, ...]
+    pixels: tuple[float, float] | None = None
 
 
 def read(
@@ -46,24 +55,64 @@ def read(
         MismatchError: it gives something else than a module.
         UsageError: `inputs` are missing, badly written, or not what `forward` takes.
     """
-    file, _, name = source.rpartition(":") if ".py:" in source else (source, "", "")
-    path = Path(file)
+    path, name = _split(source)
     module = build(path, name, source).eval()
-    specs, limits = parse_inputs(inputs)
-    _check_signature(module, specs, source)
+    return model_of(module, Config(source, tuple(inputs), pixels))
+
+
+def _split(source: str) -> tuple[Path, str]:
+    file, _, name = source.rpartition(":") if ".py:" in source else (source, "", "")
+    return Path(file), name
+
+
+def rebuild(config: Config) -> nn.Module:
+    """The module a checkpoint was made from, in eval mode; its weights are still to be filled in.
+
+    Raises:
+        NotFoundError: the file is not there any more; otherwise as `read`.
+    """
+    path, name = _split(config.source)
+    if not path.is_file():
+        raise NotFoundError(
+            f"{path}: no such file, and this checkpoint is built by it",
+            "put the file back where it was; a checkpoint of a module holds weights, not code",
+        )
+    return build(path, name, config.source).eval()
+
+
+def absolute(source: str) -> str:
+    """`FILE.py:NAME` with the whole path, so that it is found from any folder."""
+    path, name = _split(source)
+    return f"{path.resolve()}:{name}" if name else str(path.resolve())
+
+
+def graph_of(module: nn.Module, config: Config) -> tuple[Plain, GraphSpec, dict[str, Array]]:
+    """The module called by the names of its inputs, its spec, and what a run of it put out."""
+    specs, limits = parse_inputs(config.inputs)
+    _check_signature(module, specs, config.source)
     plain = Plain(module, tuple(spec.name for spec in specs), _varargs(module)).eval()
-    graph, found = probe(plain, specs, limits, source)
+    return plain, *probe(plain, specs, limits, config.source)
+
+
+def model_of(
+    module: nn.Module, config: Config, history: tuple[dict[str, Any], ...] | None = None
+) -> Model:
+    """A module as a model of one graph; without `history` it says where the module came from."""
+    source, pixels = config.source, config.pixels
+    path, name = _split(source)
+    plain, graph, found = graph_of(module, config)
     image, span, why = image_of(graph, found, pixels)
     if pixels and not image:
         raise UsageError(f"{source}: --pixels, but no one output is an image", "leave it out")
     entry: dict[str, Any] = {"kind": "source", "format": "module", "source": f"{path.name}:{name}"}
     if image:
         entry |= {"image": image, "pixels": list(span), "why": why}
-    config = {"source": f"{path.name}:{name}", "inputs": list(inputs)}
+    settings = {"source": f"{path.name}:{name}", "inputs": list(config.inputs)}
     loop = OneShot("model", image=image, pixels=span)
     count = sum(parameter.numel() for parameter in module.parameters())
     parts = {"model": Part(plain, graph)}
-    return Model(f"{path.stem}-{name}", "module", config, loop, parts, {}, (entry,), count)
+    past = (entry,) if history is None else history
+    return Model(f"{path.stem}-{name}", "module", settings, loop, parts, {}, past, count)
 
 
 def build(path: Path, name: str, source: str) -> nn.Module:

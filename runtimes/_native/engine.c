@@ -1,16 +1,11 @@
-/* The decoder: what the device loads. engine.h draws the layout; kernels.h does the arithmetic.
-
-   A file is never trusted: every size is computed here from the configuration and compared with
-   what came, and every number that could spoil a sum is looked at once. */
+/* The decoder: tokens in, logits or tokens out. engine.h draws the layout; kernels.h does the
+   arithmetic. */
 #include "engine.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define EXPORT __attribute__((visibility("default")))
-enum { SAID = 200 };
 
 extern const Kernels kernels_plain;
 #if defined(__x86_64__)
@@ -19,27 +14,6 @@ extern const Kernels kernels_avx2, kernels_avxvnni, kernels_avx512;
 extern const Kernels kernels_neon;
 int neon_has_dot(void);
 #endif
-
-typedef struct {
-    float *x, *normed, *part, *scores, *turn; /* see `thread_new` */
-    Input input;
-} Thread;
-
-typedef struct {
-    const Model *model;
-    const Kernels *kernels;
-    Crew *crew;
-    int batch, capacity;
-    float *keys, *values;            /* batch, layers, kv_heads, capacity, head_dim */
-    float *query, *attended, *added; /* TILE x heads * head_dim, the same, TILE x hidden */
-    float *inner;                    /* TILE x padded intermediate */
-    float *logits;                   /* TILE x padded vocabulary */
-    Thread *thread;
-    float (*best)[TILE];
-    int32_t (*where)[TILE];
-} Run;
-
-static int padded(int size, int to) { return (size + to - 1) / to * to; }
 
 /* The kernels that this CPU can run, best first; NULL for a name that it cannot. */
 static const Kernels *kernels_named(const char *name) {
@@ -69,152 +43,6 @@ EXPORT const char *eg_kernels(const char *name) {
     return found ? found->name : NULL;
 }
 
-/* --- the model ------------------------------------------------------------------------------ */
-
-static void shape(Matrix *m, int rows, int k, int bits) {
-    m->rows = rows;
-    m->k = k;
-    m->bits = bits;
-}
-
-/* sizes: hidden, heads, kv_heads, head_dim, intermediate, layers, vocabulary, positions, rotary,
-   bits, bits of embedding and head. NULL where they make no model that this engine takes. */
-EXPORT Model *eg_model_new(const int32_t sizes[11], float epsilon, char said[SAID]) {
-    const int d = sizes[0], h = sizes[1], kv = sizes[2], hd = sizes[3], f = sizes[4];
-    const int bits = sizes[9], outer = sizes[10];
-    for (int i = 0; i < 8; i++)
-        if (sizes[i] < 1 || sizes[i] > (i == 6 ? 1 << 22 : MAX_WIDTH)) {
-            snprintf(said, SAID, "size %d of the configuration is %d", i, sizes[i]);
-            return NULL;
-        }
-    if (d % GROUP || hd % ROWS || (long)h * hd % GROUP || h % kv || (long)h * hd > MAX_WIDTH ||
-        sizes[5] > MAX_LAYERS || !(epsilon > 0 && epsilon < 1)) {
-        snprintf(said, SAID, "hidden size %d, %d heads of %d channels, %d key/value heads, %d layers",
-                 d, h, hd, kv, sizes[5]);
-        return NULL;
-    }
-    for (int i = 9; i < 11; i++)
-        if (sizes[i] != 4 && sizes[i] != 8 && sizes[i] != 32) {
-            snprintf(said, SAID, "%d bits a weight, wanted 4, 8 or 32", sizes[i]);
-            return NULL;
-        }
-    Model *m = calloc(1, sizeof *m);
-    if (!m) return NULL;
-    memcpy(m, sizes, 9 * sizeof(int32_t));
-    m->epsilon = epsilon;
-    shape(&m->embedding, padded(sizes[6], ROWS), d, outer);
-    shape(&m->head, padded(sizes[6], ROWS), d, outer);
-    for (Layer *l = m->layer; l < m->layer + m->layers; l++) {
-        shape(&l->qkv, (h + 2 * kv) * hd, d, bits);
-        shape(&l->out, d, h * hd, bits);
-        shape(&l->gate, padded(f, GROUP), d, bits);
-        shape(&l->up, padded(f, GROUP), d, bits);
-        shape(&l->down, d, padded(f, GROUP), bits);
-    }
-    return m;
-}
-
-EXPORT void eg_model_free(Model *m) { free(m); }
-
-static int finite_floats(const float *x, size_t count) {
-    for (size_t i = 0; i < count; i++)
-        if (!isfinite(x[i])) return 0;
-    return 1;
-}
-
-static int finite_halves(const uint16_t *x, size_t count) {
-    for (size_t i = 0; i < count; i++)
-        if ((x[i] & 0x7c00) == 0x7c00) return 0;
-    return 1;
-}
-
-/* Store `from` where `field` says when it has just `wanted` numbers, all of them finite. */
-static int take(const void **field, const void *from, uint64_t bytes, size_t wanted, int width,
-                const char *name, char said[SAID]) {
-    if (bytes != wanted * (size_t)width) {
-        snprintf(said, SAID, "%s has %llu bytes, wanted %zu", name, (unsigned long long)bytes,
-                 wanted * (size_t)width);
-        return 0;
-    }
-    if ((width == 4 && !finite_floats(from, wanted)) ||
-        (width == 2 && !finite_halves(from, wanted))) {
-        snprintf(said, SAID, "%s holds a value that is not finite", name);
-        return 0;
-    }
-    *field = from;
-    return 1;
-}
-
-static int take_matrix(Matrix *m, const char *part, const void *from, uint64_t bytes,
-                       const char *name, char said[SAID]) {
-    const size_t count = (size_t)m->rows * (size_t)m->k;
-    if (!strcmp(part, "weight"))
-        return m->bits == 32
-                   ? take((const void **)&m->weights, from, bytes, count, 4, name, said)
-                   : take((const void **)&m->weights, from, bytes, count * m->bits / 8, 1, name, said);
-    if (!strcmp(part, "scale") && m->bits != 32)
-        return take((const void **)&m->scales, from, bytes, count / GROUP, 2, name, said);
-    if (!strcmp(part, "bias"))
-        return take((const void **)&m->bias, from, bytes, (size_t)m->rows, 4, name, said);
-    snprintf(said, SAID, "%s: no such tensor", name);
-    return 0;
-}
-
-static int take_norm(Norm *n, const char *part, const void *from, uint64_t bytes, int width,
-                     const char *name, char said[SAID]) {
-    const float **field = !strcmp(part, "bias") ? &n->bias : &n->weight;
-    return take((const void **)field, from, bytes, (size_t)width, 4, name, said);
-}
-
-/* Give the model one tensor of the file, by its name; 0, and why in `said`, when it does not fit. */
-EXPORT int eg_model_set(Model *m, const char *name, const void *from, uint64_t bytes,
-                        char said[SAID]) {
-    char place[32] = "", part[32] = "";
-    int number = -1, end = 0;
-    Layer none = {0}, *l = &none;
-    if (!strcmp(name, "frequencies"))
-        return take((const void **)&m->frequencies, from, bytes, (size_t)m->head_dim / 2, 4, name, said);
-    if (!strcmp(name, "positions"))
-        return take((const void **)&m->learned, from, bytes, (size_t)m->positions * m->hidden, 4,
-                    name, said);
-    if (sscanf(name, "layers.%d.%31[a-z].%31[a-z]%n", &number, place, part, &end) == 3) {
-        if (number >= 0 && number < m->layers) l = &m->layer[number];
-    } else if (sscanf(name, "%31[a-z].%31[a-z]%n", place, part, &end) != 2) {
-        *place = 0;
-    }
-    const struct { const char *name; Matrix *matrix; Norm *norm; } places[] = {
-        {"qkv", &l->qkv, 0},   {"out", &l->out, 0},       {"gate", &l->gate, 0},
-        {"up", &l->up, 0},     {"down", &l->down, 0},     {"before", 0, &l->before},
-        {"after", 0, &l->after}, {"embedding", &m->embedding, 0}, {"head", &m->head, 0},
-        {"last", 0, &m->last},
-    };
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        if (strcmp(places[i].name, place) || (size_t)end != strlen(name)) continue;
-        if ((i < 7) != (l != &none)) break; /* a layer's tensor without a layer, or the reverse */
-        return places[i].matrix ? take_matrix(places[i].matrix, part, from, bytes, name, said)
-                                : take_norm(places[i].norm, part, from, bytes, m->hidden, name, said);
-    }
-    snprintf(said, SAID, "%.60s: no such tensor", name);
-    return 0;
-}
-
-static int whole(const Matrix *m) { return m->weights && (m->bits == 32 || m->scales); }
-
-/* Is everything there? A head that was not given is the embedding. */
-EXPORT int eg_model_ready(Model *m, char said[SAID]) {
-    if (!m->head.weights) m->head = m->embedding;
-    int good = whole(&m->embedding) && whole(&m->head) && m->last.weight &&
-               (m->rotary ? m->frequencies != NULL : m->learned != NULL);
-    for (int i = 0; good && i < m->layers; i++) {
-        const Layer *l = &m->layer[i];
-        good = whole(&l->qkv) && whole(&l->out) && whole(&l->up) && whole(&l->down) &&
-               l->before.weight && l->after.weight && (!l->gate.weights || whole(&l->gate));
-        if (!good) snprintf(said, SAID, "layer %d has not all of its tensors", i);
-    }
-    if (!good && !*said) snprintf(said, SAID, "embedding, positions or last norm are missing");
-    return good;
-}
-
 /* --- a run: caches, buffers and threads ------------------------------------------------------ */
 
 static void *floats(size_t count) {
@@ -228,6 +56,16 @@ static int widest(const Model *m) {
     return width > m->layer[0].down.k ? width : m->layer[0].down.k;
 }
 
+/* Without a touch: its pages come when something is drawn. */
+static int sieve_new(Sieve *s, int count) {
+    s->x = malloc(sizeof(double) * (size_t)count);
+    s->weight = malloc(sizeof(double) * (size_t)count);
+    s->id = malloc(sizeof(int32_t) * (size_t)count);
+    s->heap = malloc(sizeof(int32_t) * (size_t)count);
+    s->kept = malloc((size_t)count);
+    return s->x && s->weight && s->id && s->heap && s->kept;
+}
+
 static int thread_new(Thread *t, const Model *m, int capacity) {
     const size_t width = (size_t)widest(m);
     t->x = floats(TILE * (size_t)m->hidden);         /* the residual stream: each has its own */
@@ -238,26 +76,30 @@ static int thread_new(Thread *t, const Model *m, int capacity) {
     t->input.q = floats(TILE * width / 4);
     t->input.scale = floats(TILE * width / GROUP);
     t->input.sum = floats(TILE * width / GROUP);
+    if (!sieve_new(&t->sieve, m->vocabulary)) return 0;
     return t->x && t->normed && t->part && t->scores && t->turn && t->input.q && t->input.scale &&
            t->input.sum;
 }
 
 EXPORT void eg_run_free(Run *r) {
     if (!r) return;
-    const int threads = r->crew ? crew_size(r->crew) : 0;
     crew_free(r->crew);
-    for (int i = 0; r->thread && i < threads; i++) {
+    for (int i = 0; r->thread && i < r->threads; i++) {
         Thread *t = &r->thread[i];
         free(t->x), free(t->normed), free(t->part), free(t->scores), free(t->turn);
         free(t->input.q), free(t->input.scale), free(t->input.sum);
+        free(t->sieve.x), free(t->sieve.weight), free(t->sieve.id), free(t->sieve.heap);
+        free(t->sieve.kept);
     }
     free(r->thread), free(r->best), free(r->where), free(r->keys), free(r->values);
+    free(r->key_scales), free(r->value_scales);
     free(r->query), free(r->attended), free(r->added), free(r->inner), free(r->logits);
     free(r);
 }
 
-EXPORT Run *eg_run_new(const Model *m, int batch, int threads, const char *kernels) {
-    if (batch < 1 || batch > 4096) return NULL;
+/* cache_bits: 32 for keys and values as they are, 8 rounded with a scale a head and position. */
+EXPORT Run *eg_run_new(const Model *m, int batch, int threads, int cache_bits, const char *kernels) {
+    if (batch < 1 || batch > 4096 || (cache_bits != 8 && cache_bits != 32)) return NULL;
     Run *r = calloc(1, sizeof *r);
     if (!r) return NULL;
     r->model = m;
@@ -266,9 +108,14 @@ EXPORT Run *eg_run_new(const Model *m, int batch, int threads, const char *kerne
     r->kernels = kernels_named(kernels);
     r->crew = r->kernels ? crew_new(threads) : NULL;
     const size_t width = (size_t)m->heads * m->head_dim;
-    const size_t cache = (size_t)batch * m->layers * m->kv_heads * r->capacity * m->head_dim;
-    r->keys = calloc(cache, sizeof(float)); /* pages come when they are first written */
-    r->values = calloc(cache, sizeof(float));
+    r->threads = threads;
+    r->cache_bits = cache_bits;
+    const size_t cached = (size_t)batch * m->layers * m->kv_heads * r->capacity;
+    const size_t bytes = cached * m->head_dim * (size_t)cache_bits / 8;
+    r->keys = calloc(bytes, 1); /* pages come when they are first written */
+    r->values = calloc(bytes, 1);
+    r->key_scales = calloc(cached, cache_bits == 8 ? sizeof(float) : 0);
+    r->value_scales = calloc(cached, cache_bits == 8 ? sizeof(float) : 0);
     r->query = floats(TILE * width);
     r->attended = floats(TILE * width);
     r->added = floats(TILE * (size_t)m->hidden);
@@ -277,7 +124,8 @@ EXPORT Run *eg_run_new(const Model *m, int batch, int threads, const char *kerne
     r->thread = calloc((size_t)threads, sizeof(Thread));
     r->best = calloc((size_t)threads, sizeof *r->best);
     r->where = calloc((size_t)threads, sizeof *r->where);
-    int good = r->crew && r->keys && r->values && r->query && r->attended && r->added && r->inner &&
+    int good = r->crew && r->keys && r->values &&
+               (cache_bits == 32 || (r->key_scales && r->value_scales)) && r->query && r->attended && r->added && r->inner &&
                r->logits && r->thread && r->best && r->where;
     for (int i = 0; good && i < threads; i++) good = thread_new(&r->thread[i], m, r->capacity);
     if (good) return r;
@@ -285,20 +133,15 @@ EXPORT Run *eg_run_new(const Model *m, int batch, int threads, const char *kerne
     return NULL;
 }
 
-EXPORT float *eg_run_keys(Run *r) { return r->keys; }
-EXPORT float *eg_run_values(Run *r) { return r->values; }
+EXPORT void *eg_run_keys(Run *r) { return r->keys; }
+EXPORT void *eg_run_values(Run *r) { return r->values; }
+EXPORT float *eg_run_key_scales(Run *r) { return r->key_scales; }
+EXPORT float *eg_run_value_scales(Run *r) { return r->value_scales; }
+EXPORT int eg_run_threads(const Run *r) { return crew_size(r->crew); }
+EXPORT int eg_run_late(const Run *r) { return crew_late(r->crew); }
+EXPORT void eg_run_use(Run *r, int threads) { crew_use(r->crew, threads); }
 
 /* --- one pass -------------------------------------------------------------------------------- */
-
-/* `time` new tokens of every sequence, after `past` that are in the cache already. */
-typedef struct {
-    Run *run;
-    const int64_t *ids, *positions; /* batch x time */
-    const uint8_t *mask;            /* batch x past + time; 0 hides a key */
-    int time, past, all;            /* all: logits of every token, else of the last ones */
-    float *logits;                  /* (batch x time or batch) x vocabulary; NULL for none */
-    int32_t *chosen;                /* batch: the most likely next token; NULL for none */
-} Pass;
 
 static void share(int count, int thread, int threads, int *from, int *to) {
     *from = (int)((long)count * thread / threads);
@@ -341,9 +184,10 @@ static void rounded(const Run *r, Thread *t, const Matrix *m, const float *x, in
     if (m->bits != 32) r->kernels->quantize(x, tokens, m->k, &t->input);
 }
 
+/* The first position of a head in the cache. */
 static size_t cached(const Run *r, int sequence, int layer, int head) {
     const Model *m = r->model;
-    return (((size_t)sequence * m->layers + layer) * m->kv_heads + head) * r->capacity * m->head_dim;
+    return (((size_t)sequence * m->layers + layer) * m->kv_heads + head) * r->capacity;
 }
 
 /* Turn each pair of channels (c, c + head_dim / 2). Source: Su et al. 2021, arXiv:2104.09864. */
@@ -373,6 +217,15 @@ static void begin(const Pass *p, Thread *t, int first, int tokens) {
     }
 }
 
+/* One head of one position to the cache. */
+static void store(const Run *r, void *cache, float *scales, size_t at, const float *x) {
+    const size_t hd = (size_t)r->model->head_dim;
+    if (r->cache_bits == 32)
+        memcpy((float *)cache + at * hd, x, sizeof(float) * hd);
+    else
+        r->kernels->round8(x, (int)hd, (int8_t *)cache + at * hd, scales + at);
+}
+
 /* Queries to the tile's buffer, keys and values to the cache: a thread's share of all heads. */
 static void project_heads(const Pass *p, Thread *t, int thread, int layer, int first, int tokens) {
     const Run *r = p->run;
@@ -389,14 +242,13 @@ static void project_heads(const Pass *p, Thread *t, int thread, int layer, int f
             const int sequence = (first + n) / p->time, at = p->past + (first + n) % p->time;
             const int kv = unit - m->heads;
             if (m->rotary && kv < m->kv_heads) turn(x, t->turn + (size_t)n * hd, hd);
-            float *to_where;
             if (kv < 0)
-                to_where = r->query + (size_t)n * m->heads * hd + (size_t)unit * hd;
+                memcpy(r->query + ((size_t)n * m->heads + unit) * hd, x, sizeof(float) * (size_t)hd);
             else if (kv < m->kv_heads)
-                to_where = r->keys + cached(r, sequence, layer, kv) + (size_t)at * hd;
+                store(r, r->keys, r->key_scales, cached(r, sequence, layer, kv) + at, x);
             else
-                to_where = r->values + cached(r, sequence, layer, kv - m->kv_heads) + (size_t)at * hd;
-            memcpy(to_where, x, sizeof(float) * (size_t)hd);
+                store(r, r->values, r->value_scales,
+                      cached(r, sequence, layer, kv - m->kv_heads) + at, x);
         }
 }
 
@@ -411,9 +263,16 @@ static void attend(const Pass *p, Thread *t, int thread, int layer, int first, i
         const int sequence = (first + n) / p->time, at = p->past + (first + n) % p->time;
         const size_t cache = cached(r, sequence, layer, head / group);
         const size_t own = ((size_t)n * m->heads + head) * hd;
-        r->kernels->attend(r->query + own, r->keys + cache, r->values + cache,
-                           p->mask + (size_t)sequence * (p->past + p->time), at + 1, hd, t->scores,
-                           r->attended + own);
+        const uint8_t *mask = p->mask + (size_t)sequence * p->stride;
+        if (r->cache_bits == 32)
+            r->kernels->attend(r->query + own, (const float *)r->keys + cache * hd,
+                               (const float *)r->values + cache * hd, mask, at + 1, hd, t->scores,
+                               r->attended + own);
+        else
+            r->kernels->attend8(r->query + own, (const int8_t *)r->keys + cache * hd,
+                                r->key_scales + cache, (const int8_t *)r->values + cache * hd,
+                                r->value_scales + cache, mask, at + 1, hd, t->scores,
+                                r->attended + own);
     }
 }
 
@@ -492,69 +351,91 @@ static int head(const Pass *p, Thread *t, int thread, int first, int tokens, int
     from *= ROWS, to *= ROWS;
     if (to > m->vocabulary) to = m->vocabulary;
     for (int n = 0; n < count; n++) {
-        const float *y = r->logits + (size_t)n * m->head.rows;
-        int best = from;
-        for (int i = from; i < to; i++)
-            if (y[i] > y[best]) best = i;
-        r->best[thread][n] = from < to ? y[best] : -INFINITY;
-        r->where[thread][n] = best;
+        int best = 0;
+        r->best[thread][n] = from < to ? r->kernels->largest(r->logits + (size_t)n * m->head.rows + from,
+                                                             to - from, &best)
+                                       : -INFINITY;
+        r->where[thread][n] = from + best;
     }
     return count;
 }
 
-static void hand_out(const Pass *p, int count, const int *row) {
+/* The next token of the tile's row `n`; -1 where a logit is not finite. */
+static int choose(const Pass *p, Thread *t, int n, int row) {
     const Run *r = p->run;
-    const Model *m = r->model;
-    for (int n = 0; n < count; n++) {
+    int best = 0;
+    for (int i = 0; i < crew_size(r->crew); i++) {
+        if (r->best[i][n] != r->best[i][n]) return -1;
+        if (r->best[i][n] > r->best[best][n]) best = i;
+    }
+    if (!isfinite(r->best[best][n])) return -1;
+    if (!p->sampling) return r->where[best][n];
+    const int count = r->model->vocabulary;
+    return sample(r->kernels, p->sampling, r->logits + (size_t)n * r->model->head.rows, count,
+                  p->seen ? p->seen + (size_t)row * count : NULL, p->dice ? p->dice[row] : 0,
+                  &t->sieve);
+}
+
+/* Every thread does some of the rows. */
+static void hand_out(const Pass *p, Thread *t, int thread, int count, const int *row) {
+    const Run *r = p->run;
+    const size_t vocabulary = (size_t)r->model->vocabulary;
+    for (int n = thread; n < count; n += crew_size(r->crew)) {
         if (p->logits)
-            memcpy(p->logits + (size_t)row[n] * m->vocabulary, r->logits + (size_t)n * m->head.rows,
-                   sizeof(float) * (size_t)m->vocabulary);
-        if (!p->chosen || p->all) continue;
-        int best = 0;
-        for (int i = 1; i < crew_size(r->crew); i++)
-            if (r->best[i][n] > r->best[best][n]) best = i;
-        p->chosen[row[n]] = isfinite(r->best[best][n]) ? r->where[best][n] : -1;
+            memcpy(p->logits + (size_t)row[n] * vocabulary,
+                   r->logits + (size_t)n * r->model->head.rows, sizeof(float) * vocabulary);
+        if (p->chosen && !p->all) p->chosen[row[n]] = choose(p, t, n, row[n]);
     }
 }
 
 static void pass(void *job, int thread) {
     const Pass *p = job;
-    const Run *r = p->run;
+    Run *r = p->run;
     Thread *t = &r->thread[thread];
     const int total = r->batch * p->time;
     int row[TILE];
-    for (int first = 0; first < total; first += TILE) {
+    for (int first = 0, turn = 0; first < total; first += TILE, turn ^= 1) {
         const int tokens = total - first < TILE ? total - first : TILE;
+        if (thread == 0) r->stop[turn] = p->cancel && *p->cancel;
         begin(p, t, first, tokens);
         layers(p, t, thread, first, tokens);
+        if (r->stop[turn]) return;
         const int count = head(p, t, thread, first, tokens, row);
         if (!count) continue;
-        crew_meet(r->crew);
-        if (thread == 0) hand_out(p, count, row);
-        crew_meet(r->crew);
+        crew_gather(r->crew);
+        hand_out(p, t, thread, count, row);
+        crew_gather(r->crew);
     }
 }
 
-/* Run a pass; 0, and why in `said`, for tokens or positions that are out of range. */
-EXPORT int eg_forward(Run *r, const int64_t *ids, const int64_t *positions, const uint8_t *mask,
-                      int time, int past, int all, float *logits, int32_t *chosen, char said[SAID]) {
+int run_pass(Pass *p, char said[SAID]) {
+    Run *r = p->run;
     const Model *m = r->model;
-    if (time < 1 || past < 0 || past > r->capacity - time) {
-        snprintf(said, SAID, "%d tokens after %d, the cache holds %d", time, past, r->capacity);
+    if (p->time < 1 || p->past < 0 || p->past > r->capacity - p->time) {
+        snprintf(said, SAID, "%d tokens after %d, the cache holds %d", p->time, p->past, r->capacity);
         return 0;
     }
-    for (int i = 0; i < r->batch * time; i++) {
-        if (ids[i] < 0 || ids[i] >= m->vocabulary) {
-            snprintf(said, SAID, "token id %lld, they go from 0 to %d", (long long)ids[i], m->vocabulary - 1);
+    for (int i = 0; i < r->batch * p->time; i++) {
+        if (p->ids[i] < 0 || p->ids[i] >= m->vocabulary) {
+            snprintf(said, SAID, "token id %lld, they go from 0 to %d", (long long)p->ids[i],
+                     m->vocabulary - 1);
             return 0;
         }
-        if (positions[i] < 0 || positions[i] >= m->positions) {
-            snprintf(said, SAID, "position %lld, they go from 0 to %d", (long long)positions[i],
+        if (p->positions[i] < 0 || p->positions[i] >= m->positions) {
+            snprintf(said, SAID, "position %lld, they go from 0 to %d", (long long)p->positions[i],
                      m->positions - 1);
             return 0;
         }
     }
-    Pass p = {r, ids, positions, mask, time, past, all, logits, chosen};
-    crew_run(r->crew, pass, &p);
-    return 1;
+    r->stop[0] = r->stop[1] = 0;
+    crew_run(r->crew, pass, p);
+    return r->stop[0] || r->stop[1] ? -1 : 1;
+}
+
+/* Run a pass; 0, and why in `said`, for tokens or positions that are out of range. */
+EXPORT int eg_forward(Run *r, const int64_t *ids, const int64_t *positions, const uint8_t *mask,
+                      int time, int past, int all, float *logits, char said[SAID]) {
+    Pass p = {.run = r, .ids = ids, .positions = positions, .mask = mask, .time = time};
+    p.stride = (size_t)past + (size_t)time, p.past = past, p.all = all, p.logits = logits;
+    return run_pass(&p, said);
 }

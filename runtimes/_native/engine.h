@@ -19,12 +19,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define EXPORT __attribute__((visibility("default")))
+
 enum {
     ROWS = 16,        /* rows that are computed together */
     GROUP = 32,       /* values along k that share a scale */
     TILE = 32,        /* tokens that go through a layer together */
     MAX_LAYERS = 512,
-    MAX_WIDTH = 65536 /* k at most: 32-bit sums cannot overflow within it, nor can sizes */
+    MAX_WIDTH = 65536, /* k at most: 32-bit sums cannot overflow within it, nor can sizes */
+    SAID = 200        /* bytes of a message that says what is wrong */
 };
 
 /* One matrix (rows, k) as it lies in the file. rows and k are padded with zeros to whole blocks. */
@@ -74,16 +77,85 @@ typedef struct {
     void (*normalise)(const float *x, const Norm *, int tokens, int width, float epsilon, float *y);
     void (*attend)(const float *query, const float *keys, const float *values, const uint8_t *mask,
                    int count, int head_dim, float *scores, float *y);
+    void (*attend8)(const float *query, const int8_t *keys, const float *key_scales,
+                    const int8_t *values, const float *value_scales, const uint8_t *mask, int count,
+                    int head_dim, float *scores, float *y);
+    void (*round8)(const float *x, int head_dim, int8_t *q, float *scale);
     void (*gated)(float *gate, const float *up, int count);
     void (*gelu)(float *x, int count);
+    float (*largest)(const float *x, int count, int *where); /* NaN where one of x is no number */
+    void (*exponentials)(const double *x, double most, int count, double *y); /* e^(x - most) */
 } Kernels;
 
-/* Threads that work on one job together; they spin a little while they wait, then sleep. */
+/* Threads that work on one job together. They spin a little while they wait, then sleep. A thread
+   that came late, as its core was busy with something else, is left out for a while: the next jobs
+   are done by fewer. */
 typedef struct Crew Crew;
 Crew *crew_new(int threads);
 void crew_free(Crew *);
 void crew_run(Crew *, void (*work)(void *job, int thread), void *job);
-void crew_meet(Crew *); /* a barrier, called by every thread of the job */
-int crew_size(const Crew *);
+void crew_meet(Crew *);   /* a barrier after equal shares, called by every thread of the job */
+void crew_gather(Crew *); /* the same after unequal ones: nobody is late */
+int crew_size(const Crew *); /* threads of this job */
+int crew_late(const Crew *); /* how often there were fewer since */
+void crew_use(Crew *, int threads); /* so many from now on */
+
+/* How the next token is drawn; temperature 0 takes the most likely one. */
+typedef struct {
+    double temperature, top_p, min_p, penalty;
+    int64_t top_k;
+} Sampling;
+
+/* Room for `sample`: a vocabulary each. */
+typedef struct {
+    double *x, *weight;
+    int32_t *id, *heap;
+    uint8_t *kept;
+} Sieve;
+
+/* The next token of one sequence. `seen` marks tokens that occurred before, NULL for no penalty;
+   `die` is a random number in [0, 1). */
+int sample(const Kernels *, const Sampling *, const float *logits, int count, const uint8_t *seen,
+           double die, Sieve *);
+
+typedef struct {
+    float *x, *normed, *part, *scores, *turn; /* see `thread_new` */
+    Input input;
+    Sieve sieve;
+} Thread;
+
+/* Caches, buffers and threads for one batch size. */
+typedef struct {
+    const Model *model;
+    const Kernels *kernels;
+    Crew *crew;
+    int batch, capacity, threads, cache_bits;
+    void *keys, *values; /* batch, layers, kv_heads, capacity, head_dim: float, or int8 with */
+    float *key_scales, *value_scales; /* batch, layers, kv_heads, capacity; NULL at 32 bit */
+    float *query, *attended, *added;  /* TILE x heads * head_dim, the same, TILE x hidden */
+    float *inner;                     /* TILE x padded intermediate */
+    float *logits;                    /* TILE x padded vocabulary */
+    Thread *thread;
+    float (*best)[TILE];
+    int32_t (*where)[TILE];
+    int stop[2]; /* what thread 0 read of `cancel`, by turns: a slow thread still reads the other */
+} Run;
+
+/* `time` new tokens of every sequence, after `past` that are in the cache already. */
+typedef struct {
+    Run *run;
+    const int64_t *ids, *positions; /* batch x time */
+    const uint8_t *mask;            /* batch x stride, past + time of them used; 0 hides a key */
+    size_t stride;
+    int time, past, all; /* all: logits of every token, else of the last ones */
+    float *logits;       /* (batch x time or batch) x vocabulary; NULL for none */
+    int32_t *chosen;     /* batch: the next token, -1 where logits are not finite; NULL for none */
+    const Sampling *sampling; /* NULL: the most likely one */
+    const uint8_t *seen;      /* batch x vocabulary; NULL */
+    const double *dice;       /* batch; NULL */
+    volatile const int32_t *cancel; /* not 0: stop before the next tile; NULL */
+} Pass;
+
+int run_pass(Pass *, char said[SAID]); /* 0, and why in `said`; -1 where it was cancelled */
 
 #endif

@@ -164,18 +164,12 @@ INLINE float exponential(float x) {
     return p * power;
 }
 
-/* One head of one token over `count` keys and values (count, head_dim); mask 0 hides a key, but
-   never the last, which is the token itself. */
-static void attend(const float *query, const float *keys, const float *values, const uint8_t *mask,
-                   int count, int head_dim, float *scores, float *y) {
-    const float scale = 1.0f / sqrtf((float)head_dim);
+/* Shares of attention from scores of `count` keys; mask 0 hides a key, but never the last, which is
+   the token itself. */
+static void shares(const uint8_t *mask, int count, float scale, float *scores) {
     float most = -INFINITY, sum = 0;
     for (int j = 0; j < count; j++) {
-        const float *key = keys + (size_t)j * head_dim;
-        float dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (int i = 0; i < head_dim; i++) dot += query[i] * key[i];
-        scores[j] = mask[j] || j == count - 1 ? dot * scale : -INFINITY;
+        scores[j] = mask[j] || j == count - 1 ? scores[j] * scale : -INFINITY;
         most = fmaxf(most, scores[j]);
     }
 #pragma omp simd reduction(+ : sum)
@@ -184,12 +178,58 @@ static void attend(const float *query, const float *keys, const float *values, c
         scores[j] = share;
         sum += share;
     }
+    for (int j = 0; j < count; j++) scores[j] /= sum;
+}
+
+/* One head of one token over `count` keys and values (count, head_dim). */
+static void attend(const float *query, const float *keys, const float *values, const uint8_t *mask,
+                   int count, int head_dim, float *scores, float *y) {
+    for (int j = 0; j < count; j++) {
+        const float *key = keys + (size_t)j * head_dim;
+        float dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (int i = 0; i < head_dim; i++) dot += query[i] * key[i];
+        scores[j] = dot;
+    }
+    shares(mask, count, 1.0f / sqrtf((float)head_dim), scores);
     memset(y, 0, sizeof(float) * (size_t)head_dim);
     for (int j = 0; j < count; j++) {
-        const float *value = values + (size_t)j * head_dim, share = scores[j] / sum;
+        const float *value = values + (size_t)j * head_dim, share = scores[j];
 #pragma omp simd
         for (int i = 0; i < head_dim; i++) y[i] += share * value[i];
     }
+}
+
+/* The same over a cache at 8 bit, with a scale for each key and each value. */
+static void attend8(const float *query, const int8_t *keys, const float *key_scales,
+                    const int8_t *values, const float *value_scales, const uint8_t *mask, int count,
+                    int head_dim, float *scores, float *y) {
+    for (int j = 0; j < count; j++) {
+        const int8_t *key = keys + (size_t)j * head_dim;
+        float dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (int i = 0; i < head_dim; i++) dot += query[i] * (float)key[i];
+        scores[j] = dot * key_scales[j];
+    }
+    shares(mask, count, 1.0f / sqrtf((float)head_dim), scores);
+    memset(y, 0, sizeof(float) * (size_t)head_dim);
+    for (int j = 0; j < count; j++) {
+        const int8_t *value = values + (size_t)j * head_dim;
+        const float share = scores[j] * value_scales[j];
+#pragma omp simd
+        for (int i = 0; i < head_dim; i++) y[i] += share * (float)value[i];
+    }
+}
+
+/* One head for a cache at 8 bit: x = q * scale, the largest one 127. */
+static void round8(const float *x, int head_dim, int8_t *q, float *scale) {
+    float most = 0;
+#pragma omp simd reduction(max : most)
+    for (int i = 0; i < head_dim; i++) most = fmaxf(most, fabsf(x[i]));
+    const float inverse = most > 0 ? 127.0f / most : 0;
+#pragma omp simd
+    for (int i = 0; i < head_dim; i++) q[i] = (int8_t)(int32_t)rintf(x[i] * inverse);
+    *scale = most / 127.0f;
 }
 
 /* gate = silu(gate) * up */
@@ -207,7 +247,55 @@ static void gelu(float *x, int count) {
     }
 }
 
-const Kernels KERNELS = {KERNELS_NAME, project, quantize, normalise, attend, gated, gelu};
+/* The first of the largest. Twice through x: unlike one loop that keeps the place, both vectorise. */
+static float largest(const float *x, int count, int *where) {
+    float most = -INFINITY, poison = 0;
+#pragma omp simd reduction(max : most) reduction(+ : poison)
+    for (int i = 0; i < count; i++) {
+        most = x[i] > most ? x[i] : most;
+        poison += x[i] * 0.0f; /* no number, or infinity, makes it one */
+    }
+    if (poison != poison) return NAN;
+    int at = 0;
+    while (at < count - 1 && x[at] != most) at++;
+    *where = at;
+    return most;
+}
+
+/* e^(x - most) in double, x at most `most`: 2^whole times the Taylor series, to 2 ulp or so. */
+static void exponentials(const double *x, double most, int count, double *y) {
+#pragma omp simd
+    for (int i = 0; i < count; i++) {
+        double z = x[i] - most;
+        z = z < -700.0 ? -700.0 : z;
+        const double shifted = z * 1.4426950408889634 + 0x1.8p52; /* the integer in its last bits */
+        const double whole = shifted - 0x1.8p52;
+        const double f = (z - whole * 6.93145751953125e-1) - whole * 1.42860682030941723212e-6;
+        double p = 1.0 / 6227020800.0;
+        p = p * f + 1.0 / 479001600.0;
+        p = p * f + 1.0 / 39916800.0;
+        p = p * f + 1.0 / 3628800.0;
+        p = p * f + 1.0 / 362880.0;
+        p = p * f + 1.0 / 40320.0;
+        p = p * f + 1.0 / 5040.0;
+        p = p * f + 1.0 / 720.0;
+        p = p * f + 1.0 / 120.0;
+        p = p * f + 1.0 / 24.0;
+        p = p * f + 1.0 / 6.0;
+        p = p * f + 0.5;
+        p = p * f + 1.0;
+        p = p * f + 1.0;
+        uint64_t bits;
+        memcpy(&bits, &shifted, 8);
+        bits = (bits + 1023) << 52;
+        double power;
+        memcpy(&power, &bits, 8);
+        y[i] = p * power;
+    }
+}
+
+const Kernels KERNELS = {KERNELS_NAME, project, quantize, normalise, attend,  attend8,
+                         round8,       gated,   gelu,     largest,   exponentials};
 
 #undef INLINE
 #undef UNROLL

@@ -52,7 +52,7 @@ def steps(
 def _decoder(session: Session, loop: Text, request: Request) -> Decoder:
     """The engine's own where it has one for this sampling."""
     offer = getattr(session, "decoder", None)
-    own: Decoder | None = offer(request.sampling) if offer else None
+    own: Decoder | None = offer(request.sampling, request.seed) if offer else None
     return own or PlainDecoder(forward(session), loop.vocab_size, request.seed)
 
 
@@ -146,6 +146,21 @@ def forward(session: Session) -> CachedForward:
     cached = getattr(session, "cached", None)
     own: CachedForward = cached() if cached else PastForward(session)
     return own
+
+
+def full_forward(session: Session, ids: Array, mask: Array) -> Array:
+    """Logits of all positions at once, with an empty cache: (batch, time, vocabulary).
+
+    `ids` and `mask` are (batch, time); what is padded, on the left, has mask 0.
+    """
+    tokens = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
+    }
+    pasts = [s for s in session.graph.inputs if s.name.startswith("past_key_values.")]
+    empty = {s.name: _empty(s.shape, s.dtype, len(ids)) for s in pasts}
+    return np.asarray(session.run(_cast(session, tokens) | empty)["logits"])
 
 
 class PastForward:

@@ -12,7 +12,7 @@ from edgegen import cli
 from edgegen.errors import FallbackError, FormatError, GateError, NotFoundError, ParityError
 
 HEAVY = {
-    *("torch", "onnxruntime", "openvino", "transformers", "onnx", "tokenizers", "matplotlib"),
+    *("torch", "onnxruntime", "openvino", "transformers", "onnx", "tokenizers", "altair"),
     *("numpy", "rich"),
 }
 

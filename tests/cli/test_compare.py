@@ -1,6 +1,7 @@
 """`edgegen compare`."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -53,7 +54,9 @@ def test_json_is_the_comparison(compare, files, capsys):
 
 def test_markdown_goes_to_stdout(compare, files, capsys):
     compare(*files, "--markdown")
-    assert capsys.readouterr().out.startswith("### vae\n\n|  | run ms |")
+    out = capsys.readouterr().out
+    assert out.startswith("### vae\n\n**toy fp32 openvino cpu is ")
+    assert "\n\n|  | run ms |" in out
 
 
 def test_a_missed_gate_is_raised_after_the_table(compare, files, capsys):
@@ -79,10 +82,40 @@ def test_gates_that_are_met_pass(compare, files, capsys):
 
 
 def test_a_report_is_written(compare, files, tmp_path, capsys):
-    pytest.importorskip("matplotlib", reason="needs the report extra")
-    compare(*files, "--html", tmp_path / "report.html")
-    assert "<h2>VAE" in (tmp_path / "report.html").read_text()
+    pytest.importorskip("vl_convert", reason="needs the report extra")
+    (tmp_path / "sheet.md").write_text("### 1\n\n> once upon a time\n")
+    compare(*files, "--html", tmp_path / "report.html", "--sheet", tmp_path / "sheet.md")
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>VAE" in page
+    assert "once upon a time" in page
     assert f"wrote {tmp_path / 'report.html'}" in capsys.readouterr().err
+
+
+def test_a_report_without_its_extra_says_what_to_install(files, tmp_path):
+    code = "import sys; sys.modules['altair'] = None; from edgegen.cli import main; main()"
+    command = [sys.executable, "-c", code, "compare", *files, "--html", tmp_path / "report.html"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        "error: the report needs altair\nhint:  run: pip install 'edgegen[report]'" in done.stderr
+    )
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_sheet_without_a_report_is_refused(compare, files, tmp_path):
+    with pytest.raises(UsageError, match="--sheet goes into the report") as error:
+        compare(*files, "--sheet", tmp_path / "sheet.png")
+    assert error.value.hint == "say where to: --html FILE"
+
+
+@pytest.mark.parametrize(("encoding", "plain"), [("utf-8", False), ("ascii", True)])
+def test_the_samples_are_drawn_in_ascii_where_nothing_else_can_be_written(files, encoding, plain):
+    command = [sys.executable, "-m", "edgegen", "compare", *files]
+    drawn = subprocess.run(
+        command, capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": encoding}
+    ).stdout.decode(encoding)
+    assert "n=20" in drawn
+    assert drawn.isascii() == plain
 
 
 def test_two_things_for_stdout_are_refused(compare, files):
@@ -94,6 +127,30 @@ def test_a_folder_without_profiles_says_how_to_make_some(compare, tmp_path):
     with pytest.raises(UsageError, match="no profiles in") as error:
         compare(tmp_path)
     assert "edgegen profile BUNDLE" in error.value.hint
+
+
+def test_a_bundle_is_not_mistaken_for_a_folder_of_profiles(compare, image_bundle):
+    with pytest.raises(UsageError, match="is a bundle, not a profile") as error:
+        compare(image_bundle)
+    assert f"edgegen profile {image_bundle}" in error.value.hint
+
+
+def test_json_of_another_kind_says_how_a_profile_is_made(compare, files):
+    files[1].write_text("{}")
+    with pytest.raises(FormatError, match=r"b\.json: .*schema_version") as error:
+        compare(*files)
+    assert error.value.hint == "make a profile: edgegen profile BUNDLE -o FILE"
+
+
+def test_an_empty_budget_is_not_passed_over(compare, files):
+    with pytest.raises(UsageError, match="--best '' is not understood"):
+        compare(*files, "--best", "")
+
+
+def test_a_figure_that_was_never_taken_says_how_it_is(compare, files):
+    with pytest.raises(UsageError, match=r"has no quality\.kid") as error:
+        compare(*files, "--gate", "quality.kid<=+2%")
+    assert "edgegen eval toy --data DATA --save" in error.value.hint
 
 
 def test_a_broken_file_is_named(compare, files):
@@ -128,3 +185,46 @@ def test_a_bad_gate_is_a_usage_error_with_the_fix(compare, files, gate, hint):
     with pytest.raises(UsageError, match=gate.partition("<")[0]) as error:
         compare(*files, "--gate", gate)
     assert error.value.hint.startswith(hint)
+
+
+def test_the_verdict_stands_first_and_the_samples_are_drawn(compare, files, capsys):
+    compare(*files)
+    out = capsys.readouterr().out
+    assert out.startswith("toy fp32 openvino cpu is ")
+    assert "n=20" in out
+    assert "\x1b" not in out
+
+
+def test_the_best_is_named_and_nothing_that_fits_ends_with_4(compare, files, capsys):
+    compare(*files, "--best", "p50<=20ms, rss<=200MB")
+    assert "pick toy (fp32) with openvino on cpu: " in capsys.readouterr().out
+    with pytest.raises(GateError, match="nothing fits 'p50<=1ms'") as error:
+        compare(*files, "--best", "p50<=1ms")
+    assert error.value.exit_code == 4
+
+
+def test_junit_and_markdown_are_written_before_a_missed_gate_ends_it(compare, files, tmp_path):
+    with pytest.raises(GateError):
+        compare(
+            *files, "--gate", "size<=1MB",
+            "--junit", tmp_path / "gates.xml", "--markdown-file", tmp_path / "gates.md",
+        )  # fmt: skip
+    assert 'failures="2"' in (tmp_path / "gates.xml").read_text()
+    assert "MISSED" in (tmp_path / "gates.md").read_text()
+
+
+def test_junit_without_a_gate_is_refused_at_once(compare, files, tmp_path):
+    with pytest.raises(UsageError, match="--junit has nothing to report"):
+        compare(*files, "--junit", tmp_path / "x.xml")
+
+
+def test_an_empty_folder_among_others_is_named(compare, files, tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UsageError, match=r"no profiles in .*none"):
+        compare(files[0], tmp_path / "none")
+
+
+def test_an_empty_file_is_named(compare, files):
+    files[0].write_text("")
+    with pytest.raises(FormatError, match=r"a\.json: not valid JSON"):
+        compare(*files)

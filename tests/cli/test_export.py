@@ -99,3 +99,38 @@ def test_a_bad_option_is_an_error_with_its_fix(edgegen, tmp_path, args, told):
     for words in told:
         assert words in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_adapters_are_given_as_name_and_folder(edgegen, tmp_path):
+    import torch
+
+    from edgegen.adapter_files import save_peft
+    from edgegen.adapters import attach
+
+    net = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    attach(net, {"0": 2})
+    save_peft(net, tmp_path / "a")
+    code, out, err = edgegen("flat", *INPUT, "--adapter", f"a={tmp_path / 'a'}", "--json", "-q")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["adapters"] == {"base": "adapters/base.npz", "a": "adapters/a.npz"}
+    given = ("--adapter", f"a={tmp_path / 'a'}", "--merge")
+    code, out, err = edgegen("flat", *INPUT, *given, "--json", "-q")
+    assert code == 0, err
+    assert json.loads(out)["adapters"] == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("french",), "--adapter french: not NAME=FOLDER"),
+        (("=there",), "--adapter =there: not NAME=FOLDER"),
+        (("a=x", "a=y"), "--adapter a: twice"),
+    ],
+)
+def test_an_adapter_without_a_name_or_folder_is_refused(edgegen, given, said):
+    flags = [part for text in given for part in ("--adapter", text)]
+    code, _, err = edgegen("flat", *INPUT, *flags)
+    assert code == 2
+    assert said in err
+    assert "hint" in err

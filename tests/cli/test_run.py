@@ -226,3 +226,9 @@ def test_ctrl_c_leaves_the_old_output_and_one_line(image_bundle, tmp_path):
     assert done.stderr.startswith("error: interrupted")
     assert (tmp_path / "grid.png").read_text() == "old"
     assert list(tmp_path.glob("*partial*")) == []
+
+
+def test_an_adapter_that_is_not_in_the_bundle_is_refused(text_bundle):
+    with pytest.raises(NotFoundError, match="no adapter 'french' in it") as error:
+        run(text_bundle, "--prompt", "Hi", "--adapter", "french", *CALLABLE)
+    assert "--adapter NAME=FOLDER" in error.value.hint

@@ -62,11 +62,11 @@ def test_static_int8_rounds_convolutions_with_their_activations(exports):
     assert {layer.note for layer in layers if layer.kind == "Conv"} == {"weights and activations"}
 
 
-def test_transposed_convolutions_are_weight_only_and_said_to_be(exports):
+def test_transposed_convolutions_are_plain_ones_in_int8_and_said_to_be(exports):
     artifact = open_bundle(exports("gan", "int8")).artifact("generator", "onnx")
-    found = {layer.note for layer in artifact.ledger if layer.kind == "ConvTranspose"}
-    assert found == {"weight-only"}
-    assert any("1 ConvTranspose weight-only" in note for note in artifact.notes)
+    became = {("Conv", "int8"): 1, ("Conv", "fp32"): 1, ("Gemm", "int8"): 1}
+    assert counts(artifact.ledger) == became
+    assert any(note.startswith("1 ConvTranspose computed as Conv") for note in artifact.notes)
 
 
 def test_the_numbers_of_parameters_are_those_of_the_fp32_file(exports):
@@ -175,7 +175,9 @@ def test_weights_past_the_limit_of_protobuf_lie_beside_the_file(tmp_path, monkey
 def test_static_int8_of_a_foreign_file_of_an_older_opset(tmp_path, opset):
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["h"], name="conv", pads=[1, 1, 1, 1]),
-        helper.make_node("ConvTranspose", ["h", "v"], ["y"], name="up", strides=[2, 2]),
+        helper.make_node(
+            "ConvTranspose", ["h", "v"], ["y"], name="up", strides=[2, 2], dilations=[2, 2]
+        ),
     ]
     shape = [("x", ["batch", 3, 8, 8])]
     weights = [weight("w", 4, 3, 3, 3), weight("v", 4, 2, 2, 2)]

@@ -4,14 +4,18 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import openvino as ov
 import pytest
 import torch
+from torch import nn
 
+from edgegen import folding, quantized
 from edgegen.bundle import open_bundle
 from edgegen.errors import UnsupportedError
+from edgegen.exporters import openvino as exporter
 from edgegen.exporters import write_graph
-from edgegen.spec import GraphSpec, TensorSpec
+from edgegen.spec import GraphSpec, Scheme, TensorSpec
 
 pytestmark = pytest.mark.slow
 
@@ -102,3 +106,36 @@ def test_nothing_reports_home_about_an_export():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "None\n"
+
+
+@pytest.mark.parametrize(("zero", "said"), [(0, 0), (128, 0), (56, 1)])
+def test_a_transposed_convolution_that_openvino_computes_in_fp32_is_said_to_be(
+    tmp_path, zero, said
+):
+    net = nn.Sequential(nn.ConvTranspose2d(2, 3, 4, 2, 1)).eval()
+    quantized.attach(net, {"0": Scheme(8, 0, input_bits=8)})
+    quantized.set_weight(net[0], torch.full((3, 1), 0.01))
+    quantized.set_input(net[0], 0.0, 1.0)
+    with torch.no_grad():
+        quantized.input_quantizer_of(net[0]).zero.fill_(zero)
+    spec = GraphSpec(
+        "model",
+        (TensorSpec("x", "float32", ("batch", 2, 4, 4)),),
+        (TensorSpec("y", "float32", ("batch", 3, 8, 8)),),
+    )
+    folded, path = folding.fold(net), tmp_path / "m.xml"
+    exporter.write(folded.net, spec, path)
+    notes, exact = exporter.dress(path, folded)
+    assert sum("OpenVINO computes them in fp32" in note for note in notes) == said
+    assert not exact
+
+
+def test_bf16_is_rounded_to_the_nearest_as_torch_does():
+    import torch
+
+    from edgegen.exporters.openvino import _nearest_bf16
+
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    values[:2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # half way: to even
+    wanted = values.bfloat16().float().numpy()
+    assert np.array_equal(_nearest_bf16(values.numpy()), wanted)

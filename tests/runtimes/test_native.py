@@ -1,19 +1,39 @@
 """The native engine: every kind of kernel against the plain one, the plain one against torch."""
 
+import ctypes
 import json
+import subprocess
+import sys
+from collections import namedtuple
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
 import torch
 
-from edgegen.errors import FormatError, MismatchError, NotFoundError, UnsupportedError, UsageError
+from edgegen.errors import (
+    FormatError,
+    MismatchError,
+    MissingExtraError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+)
 from edgegen.exporters import native as packer
 from edgegen.models import gpt
+from edgegen.proof import readers
+from edgegen.runtimes import _native_library as library
 from edgegen.runtimes import native
 from edgegen.runtimes.loops import autoregressive
 from edgegen.spec import Options, Request, Sampling
+from edgegen.survey import ask
 from edgegen.verify import sqnr_db
+
+try:
+    native.built()
+except MissingExtraError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 SIZES = {
     "vocab_size": 515,
@@ -29,7 +49,7 @@ STYLES = {
     "gpt2": {"style": "gpt2", "num_key_value_heads": 4},
 }
 KERNELS = [
-    k for k in ("avx2", "avxvnni", "avx512", "neon") if native._library().eg_kernels(k.encode())
+    k for k in ("avx2", "avxvnni", "avx512", "neon") if library.library().eg_kernels(k.encode())
 ]
 
 
@@ -108,7 +128,10 @@ def test_threads_change_no_bit(model, tmp_path):
 def test_greedy_text_is_that_of_the_logits_for_prompts_of_unlike_length(model, tmp_path):
     session = opened(written(model, tmp_path, "int8"), model[1])
     prompts = ((5, 9, 300), (7,), (1, 2, 3, 4, 5, 6))
-    fast, plain = session.decoder(Sampling()), autoregressive.PlainDecoder(session.cached(), 515, 0)
+    fast, plain = (
+        session.decoder(Sampling(), 0),
+        autoregressive.PlainDecoder(session.cached(), 515, 0),
+    )
     ids = fast.start(prompts, Sampling())
     mine = [ids, *(fast.step() for _ in range(12))]
     ids = plain.start(prompts, Sampling())
@@ -130,21 +153,245 @@ def test_a_cached_decode_is_the_full_forward_token_for_token(model, tmp_path):
         row.append(token)
 
 
-def test_sampling_is_left_to_the_loop(model, tmp_path):
-    session = opened(written(model, tmp_path), model[1])
-    assert session.decoder(Sampling(temperature=1.0)) is None
+PROMPTS = ((5, 9, 300), (7,), (1, 2, 3, 4, 5, 6), (7,))
+SAMPLINGS = {
+    "temperature": Sampling(temperature=0.8),
+    "top-k": Sampling(temperature=1.3, top_k=7),
+    "top-p": Sampling(temperature=1.0, top_p=0.6),
+    "min-p": Sampling(temperature=1.5, min_p=0.2),
+    "penalty": Sampling(repetition_penalty=1.4),
+    "all": Sampling(1.1, top_k=100, top_p=0.9, min_p=0.02, repetition_penalty=1.2),
+}
 
 
-def test_memory_stays_flat_over_many_calls(tmp_path):
+def by_the_loop(session, prompts, sampling, seed, steps):
+    """Tokens (steps, batch) as the common loop draws them."""
+    plain = autoregressive.PlainDecoder(session.cached(), 515, seed)
+    return np.array([plain.start(prompts, sampling), *(plain.step() for _ in range(steps - 1))])
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_seed_draws_the_tokens_that_the_common_loop_draws(tmp_path, sampling, seed):
     model = make("llama")
     session = opened(written(model, tmp_path, "int8"), model[1])
-    decoder = session.decoder(Sampling())
-    sizes = []
-    for call in range(400):
-        decoder.start(((call % 500, 2, 3),), Sampling())
+    decoder = session.decoder(sampling, seed)
+    mine = [decoder.start(PROMPTS, sampling), *(decoder.step() for _ in range(70))]
+    theirs = by_the_loop(session, PROMPTS, sampling, seed, 71)
+    assert np.array_equal(mine, theirs)
+    if sampling.temperature:
+        assert (theirs[:, 1] != theirs[:, 3]).any()  # copies of a prompt are drawn apart
+
+
+@pytest.mark.parametrize("kernels", ["plain", *KERNELS])
+def test_equal_logits_are_drawn_as_the_common_loop_does(tmp_path, kernels):
+    """Ties: top-k keeps all that equal the last, top-p the first of them."""
+    module, graph = make("llama-untied")
+    with torch.no_grad():
+        module.lm_head.weight[:] = module.lm_head.weight[::4].repeat_interleave(4, 0)[:515]
+    session = opened(written((module, graph), tmp_path), graph, kernels=kernels)
+    for sampling in (Sampling(1.0, top_k=5), Sampling(1.0, top_p=0.7), Sampling()):
+        decoder = session.decoder(sampling, 3)
+        mine = [decoder.start(PROMPTS, sampling), *(decoder.step() for _ in range(39))]
+        assert np.array_equal(mine, by_the_loop(session, PROMPTS, sampling, 3, 40))
+
+
+def test_the_whole_loop_is_one_call(tmp_path):
+    model = make("llama")
+    session = opened(written(model, tmp_path, "int8"), model[1])
+    sampling, told = SAMPLINGS["all"], []
+    decoder = session.decoder(sampling, 5)
+    decoder.begin(PROMPTS, sampling)
+    found = decoder.write(30, tell=lambda ids: told.append(ids.tolist()))
+    assert np.array_equal(found, by_the_loop(session, PROMPTS, sampling, 5, 30))
+    assert told == found.tolist()
+
+
+def test_a_sequence_repeats_its_end_and_all_ends_end_the_loop(tmp_path):
+    model = make("llama")
+    session = opened(written(model, tmp_path, "int8"), model[1])
+    sampling = Sampling(temperature=1.0)
+    free = by_the_loop(session, PROMPTS, sampling, 5, 30)
+    ends = sorted({int(row[2 + i]) for i, row in enumerate(free.T)})
+    request = Request(batch=4, prompts=PROMPTS, new_tokens=30, sampling=sampling, seed=5)
+    loop = msgspec.structs.replace(gpt.loop(gpt.Config(**SIZES)), eos=tuple(ends))
+    steps = list(autoregressive.steps({"model": session}, loop, request, None))
+    decoder = session.decoder(sampling, 5)
+    decoder.begin(PROMPTS, sampling)
+    found = decoder.write(30, ends)
+    assert len(found) <= 6
+    assert np.array_equal(found, steps)
+
+
+def test_a_listener_stops_the_loop_and_what_it_raises_comes_out(tmp_path):
+    model = make("llama")
+    session = opened(written(model, tmp_path, "int8"), model[1])
+    decoder = session.decoder(Sampling(), 0)
+    decoder.begin(((1, 2, 3),), Sampling())
+    count = iter(range(100))
+    assert len(decoder.write(50, tell=lambda ids: next(count) == 4)) == 5
+    rest = decoder.write(5)
+    assert np.array_equal(rest, by_the_loop(session, ((1, 2, 3),), Sampling(), 0, 10)[5:])
+
+    def interrupted(ids):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decoder.write(5, tell=interrupted)
+
+
+def test_cancelling_in_the_middle_leaves_an_engine_that_works(tmp_path):
+    model = make("llama")
+    session = opened(written(model, tmp_path, "int8"), model[1], threads=2)
+    prompts = (tuple(range(80)),)
+    decoder = session.decoder(Sampling(), 0)
+    decoder.begin(prompts, Sampling())
+    decoder.cancel()  # before the second tile of the prompt
+    assert len(decoder.write(9)) == 0
+    with pytest.raises(UsageError, match="was cancelled"):
         decoder.step()
+    decoder.begin(prompts, Sampling())
+    found = decoder.write(9, tell=lambda ids: decoder.cancel())
+    assert np.array_equal(found, by_the_loop(session, prompts, Sampling(), 0, 1))
+
+
+def test_more_tokens_than_the_cache_holds_are_refused(tmp_path):
+    model = make("llama")
+    session = opened(written(model, tmp_path, "int8"), model[1])
+    decoder = session.decoder(Sampling(), 0)
+    decoder.begin((tuple(range(90)),), Sampling())
+    with pytest.raises(MismatchError, match="1 tokens after 96, the cache holds 96"):
+        decoder.write(8)
+    decoder.begin((tuple(range(97)),), Sampling())
+    with pytest.raises(MismatchError, match="97 tokens after 0"):
+        decoder.write(1)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLINGS["all"]], ids=["greedy", "drawn"])
+def test_logits_that_are_no_numbers_are_refused(tmp_path, sampling):
+    """Weights are finite, but so large that what they give is not."""
+    module, graph = make("llama")
+    with torch.no_grad():
+        module.norm.weight[:] = 3e38
+    session = opened(written((module, graph), tmp_path), graph)
+    with pytest.raises(MismatchError, match="logits are not finite"):
+        session.decoder(sampling, 0).start(PROMPTS, sampling)
+
+
+def test_any_number_of_threads_draws_the_same_tokens_also_while_it_changes(tmp_path):
+    model = make("llama")
+    path = written(model, tmp_path, "int8")
+    sampling = SAMPLINGS["all"]
+    wanted = by_the_loop(opened(path, model[1]), PROMPTS, sampling, 2, 40)
+    session = opened(path, model[1], threads=2)
+    decoder = session.decoder(sampling, 2)
+    found = [decoder.start(PROMPTS, sampling)]
+    for step in range(39):
+        library.library().eg_run_use(session.ready(4).handle, 1 + step % 2)
+        found.append(decoder.step())
+    assert np.array_equal(found, wanted)
+
+
+def test_a_busy_machine_changes_no_token(tmp_path):
+    model = make("llama")
+    path = written(model, tmp_path, "int8")
+    wanted = by_the_loop(opened(path, model[1]), PROMPTS, Sampling(), 0, 60)
+    session = opened(path, model[1], threads=2)
+    burn = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(burn) for _ in range(3)]
+    try:
+        for _ in range(5):
+            decoder = session.decoder(Sampling(), 0)
+            decoder.begin(PROMPTS, Sampling())
+            assert np.array_equal(decoder.write(60), wanted)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    threads, late = session.pace
+    assert 1 <= threads <= 2
+    assert late == 0 or session.remarks()[0].startswith(f"native: {late} times a thread's core")
+
+
+def test_a_session_at_rest_has_nothing_to_remark(tmp_path):
+    model = make("llama")
+    session = opened(written(model, tmp_path), model[1])
+    assert session.pace == (1, 0)
+    assert session.remarks() == ()
+
+
+def long_feed(graph):
+    return feed_of(graph, batch=2, time=90, past=0)
+
+
+@pytest.mark.parametrize("kernels", ["plain", *KERNELS])
+def test_a_cache_at_8_bit_is_near_the_one_in_fp32_at_a_quarter_of_its_memory(
+    model, tmp_path, kernels
+):
+    graph, path = model[1], written(model, tmp_path)
+    feed = long_feed(graph)
+    small = native.open_graph(
+        path, graph, "cpu", Options(threads=1, provider={"cache": "int8", "kernels": kernels})
+    )
+    large = opened(path, graph, kernels=kernels)
+    wanted, found = large.run(feed), small.run(feed)
+    for name in wanted:
+        assert 30 < sqnr_db(wanted[name], found[name]) < 90, name
+    head_dim = 16
+    assert small.ready(2).cache_bytes * 4 * head_dim == large.ready(2).cache_bytes * (head_dim + 4)
+
+
+def test_a_past_that_was_rounded_comes_back_as_it_was(tmp_path):
+    model = make("llama")
+    path = written(model, tmp_path)
+    session = native.open_graph(path, model[1], "cpu", Options(provider={"cache": "int8"}))
+    feed = feed_of(model[1], past=40, time=1)
+    first = session.run(feed)
+    pasts = [s.name for s in model[1].inputs if s.name.startswith("past")]
+    rounded = {n: first[n.replace("past_key_values", "present")][:, :, :40] for n in pasts}
+    again = session.run(feed | rounded)
+    for name in rounded:
+        there = again[name.replace("past_key_values", "present")][:, :, :40]
+        np.testing.assert_allclose(there, rounded[name], rtol=1e-6)
+
+
+def test_a_bundle_can_ask_for_the_cache_at_8_bit(tmp_path):
+    model = make("llama")
+    path = written(model, tmp_path)
+    asked = native.open_graph(path, model[1], "cpu", Options(kv_cache="int8"))
+    told = native.open_graph(path, model[1], "cpu", Options(provider={"cache": "int8"}))
+    feed = feed_of(model[1])
+    assert np.array_equal(asked.run(feed)["logits"], told.run(feed)["logits"])
+    assert asked.ready(1).cache_bytes < opened(path, model[1]).ready(1).cache_bytes
+
+
+def test_a_cache_of_another_precision_is_refused(tmp_path):
+    model = make("llama")
+    path = written(model, tmp_path)
+    with pytest.raises(UsageError, match="no cache 'int2'"):
+        native.open_graph(path, model[1], "cpu", Options(provider={"cache": "int2"}))
+
+
+def test_the_record_of_a_text_is_that_of_the_c_code():
+    assert ctypes.sizeof(library.Text) == library.library().eg_text_size()
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_many_calls(tmp_path):
+    """`benchmarks/leaks.py` makes 10,000 of them."""
+    model = make("llama")
+    path = written(model, tmp_path, "int8")
+    session, sizes = opened(path, model[1]), []
+    for call in range(500):
+        if call % 50 == 49:
+            session.close()
+            session = opened(path, model[1])
+        sampling = list(SAMPLINGS.values())[call % len(SAMPLINGS)]
+        decoder = session.decoder(sampling, call)
+        decoder.begin(((call % 500, 2, 3),) * (1 + call % 50 // 49), sampling)
+        decoder.write(4, tell=lambda ids, call=call: call % 10 == 0)
         sizes.append(psutil.Process().memory_info().rss)
-    assert sizes[-1] - sizes[100] < 1_000_000
+    assert sizes[-1] - sizes[200] < 1_000_000
 
 
 def test_a_token_or_position_out_of_range_is_named(tmp_path):
@@ -296,6 +543,44 @@ def test_a_number_that_is_not_finite_is_named(tmp_path, precision):
             packer.quantize(path, graph, precision)
     with pytest.raises(FormatError, match=r"layers.1.out.\w+ holds a value that is not finite"):
         opened(path, graph)
+
+
+@pytest.fixture
+def unbuilt(monkeypatch):
+    monkeypatch.setattr(library, "LIBRARY", "edgegen.runtimes._engine_of_nobody")
+    library.library.cache_clear()
+    yield
+    library.library.cache_clear()
+
+
+def test_an_engine_that_was_not_compiled_says_so_when_it_is_asked_for(tmp_path, unbuilt):
+    model = make("llama")
+    with pytest.raises(MissingExtraError, match="no C compiler was there") as caught:
+        opened(written(model, tmp_path), model[1])
+    assert "apt-get install gcc" in caught.value.hint
+    assert "--runtime onnxruntime" in caught.value.hint
+    assert ask("native").problem == "not installed"
+
+
+def test_an_engine_that_was_not_compiled_is_skipped_by_name(tmp_path, unbuilt):
+    of = namedtuple("Bundle", "path formats")
+    both = of(tmp_path, lambda: ["onnx", "native"])
+    found, skipped = readers(both)
+    assert found == ["onnxruntime"]
+    assert "install gcc" in skipped["native"]
+    with pytest.raises(MissingExtraError, match="no installed engine reads that"):
+        readers(of(tmp_path, lambda: ["native"]))
+    assert "native" not in readers(of(tmp_path, lambda: ["onnx"]))[1]
+
+
+def test_a_library_of_another_system_is_no_stack_trace(tmp_path, monkeypatch):
+    broken = tmp_path / "_engine.so"
+    broken.write_bytes(b"\x7fELF of another machine")
+    monkeypatch.setattr(library, "built", lambda: str(broken))
+    library.library.cache_clear()
+    with pytest.raises(MissingExtraError, match="cannot be loaded"):
+        native.version()
+    library.library.cache_clear()
 
 
 def test_random_damage_never_crashes(tmp_path):

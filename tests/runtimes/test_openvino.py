@@ -11,6 +11,7 @@ from edgegen.errors import (
     FormatError,
     MismatchError,
     NotFoundError,
+    UnsupportedError,
 )
 from edgegen.runtimes import deploy, openvino
 from edgegen.runtimes.loops.autoregressive import PastForward
@@ -128,12 +129,16 @@ def test_a_device_that_hands_the_work_on_is_found_out():
     openvino._check_device(Compiled(EXECUTION_DEVICES=["CPU"]), "AUTO", "auto")
 
 
-def test_another_precision_than_told_is_found_out():
+@pytest.mark.parametrize(
+    ("name", "does"),
+    [("INFERENCE_PRECISION_HINT", "compute"), ("KV_CACHE_PRECISION", "keep its cache")],
+)
+def test_another_precision_than_told_is_found_out(name, does):
+    compiled = Compiled(**{name: "bf16"})
+    openvino._check_precision(compiled, {name: "bf16"}, name, does)
     with pytest.raises(MismatchError) as error:
-        openvino._check_precision(
-            Compiled(INFERENCE_PRECISION_HINT="bf16"), {"INFERENCE_PRECISION_HINT": "f32"}
-        )
-    assert str(error.value) == "openvino was told to compute in f32 but runs in bf16"
+        openvino._check_precision(compiled, {name: "f32"}, name, does)
+    assert str(error.value) == f"openvino was told to {does} in f32 but runs in bf16"
 
 
 def test_names_of_devices_are_openvinos_own():
@@ -180,3 +185,19 @@ def test_importing_edgegen_keeps_openvino_from_reporting_home():
     import edgegen
 
     assert edgegen and sys.modules["openvino_telemetry"] is None
+
+
+def test_bf16_where_there_is_none_is_refused_unless_another_will_do():
+    with pytest.raises(UnsupportedError, match="has no bf16 on gpu") as error:
+        openvino._check_bf16("GPU", "gpu", Options(precision="bf16"))
+    assert "--allow-fallback" in error.value.hint
+    allowed = Options(precision="bf16", allow_fallback=True)
+    openvino._check_bf16("GPU", "gpu", allowed)
+    assert openvino._config("CPU", Options())["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+def test_a_cache_in_8_bits_is_for_the_cpu(exports):
+    bundle = open_bundle(exports("gpt"))
+    path = bundle.path / bundle.artifact("model", "openvino").path
+    with pytest.raises(UnsupportedError, match="a cache in int8 is for the CPU of openvino"):
+        openvino.open_graph(path, bundle.graph("model"), "auto", Options(kv_cache="int8"))

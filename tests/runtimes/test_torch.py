@@ -12,7 +12,7 @@ from edgegen.bundle import open_bundle, read_golden
 from edgegen.errors import FormatError, MismatchError, NotFoundError
 from edgegen.runtimes import deploy
 from edgegen.runtimes import torch as engine
-from edgegen.spec import Options
+from edgegen.spec import Operator, Options
 
 pytestmark = pytest.mark.slow
 
@@ -113,3 +113,30 @@ def test_the_setting_of_torch_is_left_as_it_was(exports, monkeypatch):
     monkeypatch.delenv(name)
     engine.load_program(exports("gan-torch") / "generator/model.pt2")
     assert name not in os.environ
+
+
+class Row:
+    """A row of torch's profiler, as it is on a GPU."""
+
+    def __init__(self, key, on, cpu_us, device_us):
+        self.key, self.count = key, 2
+        self.device_type = on
+        self.self_cpu_time_total, self.self_device_time_total = cpu_us, device_us
+
+
+def test_on_a_gpu_an_operator_takes_its_kernels_time_and_counts_once():
+    host, gpu = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+    rows = [
+        Row("aten::mm", host, 30.0, 500.0),
+        Row("sgemm_128x64", gpu, 0.0, 500.0),
+        Row("aten::view", host, 5.0, 0.0),
+    ]
+    assert engine.summed(rows, "gpu") == (Operator("aten::mm", "aten::mm", "gpu", 2, 0.5),)
+    assert [row.kind for row in engine.summed(rows, "cpu")] == ["aten::mm", "aten::view"]
+
+
+def test_torch_without_a_gpu_says_what_it_sees():
+    if torch.cuda.device_count():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(NotFoundError, match="sees no device 'gpu'; it sees: cpu"):
+        engine._place("gpu")

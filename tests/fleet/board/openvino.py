@@ -1,0 +1,3 @@
+"""A board has no openvino."""
+
+raise ModuleNotFoundError("No module named 'openvino'", name="openvino")

@@ -1,0 +1,3 @@
+"""A board has no torch."""
+
+raise ModuleNotFoundError("No module named 'torch'", name="torch")
