@@ -153,24 +153,6 @@ def test_without_duckdb_the_extra_is_named(folder, monkeypatch):
     assert error.value.hint == "run: pip install 'edgegen[history]'"
 
 
-def test_a_picture_is_neither_a_text_nor_a_guess(folder, tmp_path):
-    with pytest.raises(UsageError, match=r"x\.gif: not \.png nor \.html") as error:
-        trends.draw(history(folder), tmp_path / "x.gif")
-    assert error.value.hint == "name it x.png"
-
-
-@pytest.mark.slow
-def test_pictures_are_files_of_their_own(folder, tmp_path):
-    pytest.importorskip("vl_convert", reason="needs the report extra")
-    found = history(folder)
-    for name in ("x.png", "x.html"):
-        trends.draw(found, tmp_path / name)
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    page = (tmp_path / "x.html").read_text()
-    assert "toy fp32 onnxruntime cpu" in page
-    assert 'src="http' not in page
-
-
 @pytest.mark.parametrize(
     ("metric", "hint"), [("quality.fid", "edgegen eval BUNDLE"), ("tpot", "these two are of text")]
 )

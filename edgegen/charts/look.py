@@ -62,6 +62,18 @@ class Span(NamedTuple):
             return altair.Scale(type="log", domain=ends, nice=False)
         return altair.Scale(domain=ends, nice=False, zero=False)
 
+    def share(self, value: float) -> float:
+        """How far along the axis `value` lies, 0 at its beginning and 1 at its end."""
+        if self.log:
+            return float(np.log(value / self.low) / np.log(self.high / self.low))
+        return (value - self.low) / (self.high - self.low)
+
+    def at(self, share: float) -> float:
+        """The value that lies there."""
+        if self.log:
+            return float(self.low * (self.high / self.low) ** share)
+        return self.low + share * (self.high - self.low)
+
     def axis(self, title: str, **more: Any) -> Any:
         """Ticks at 1, 2, 5, 10 where it is logarithmic; about five even ones where it is not."""
         if not self.log:

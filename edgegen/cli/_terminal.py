@@ -56,6 +56,13 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], title:
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
+def command() -> str:
+    """What was typed."""
+    import shlex
+
+    return shlex.join(["edgegen", *sys.argv[1:]])
+
+
 def canvas() -> dict[str, Any]:
     """How wide a drawing on stdout may be, and whether it has to keep to ASCII."""
     import shutil

@@ -92,7 +92,7 @@ def _write(
     if html:
         from edgegen.report import write_html
 
-        write_html(comparison, profiles, html, sheets=sheets, commands=[_command()])
+        write_html(comparison, profiles, html, sheets=sheets, commands=[_terminal.command()])
     if junit:
         junit_xml.write(comparison, junit)
     if markdown:
@@ -117,11 +117,3 @@ def _expand(files: list[Path]) -> list[Path]:
             )
         found += inside
     return found
-
-
-def _command() -> str:
-    """What was typed."""
-    import shlex
-    import sys
-
-    return shlex.join(["edgegen", *sys.argv[1:]])

@@ -35,5 +35,5 @@ def history(
     if found.ignored:
         _terminal.note(f"{found.ignored} JSON files are no profiles or have no {metric}")
     if plot:
-        trends.draw(found, plot)
+        trends.draw(found, plot, command=_terminal.command())
         _terminal.note(f"wrote {plot}")

@@ -21,6 +21,11 @@ from edgegen.compare import Comparison
 from edgegen.profile import Profile
 from edgegen.rooms import missing
 
+FOOT = (
+    "Every time is a raw sample of a fresh process, taken from outside; "
+    "± and ranges are 95 % intervals."
+)
+
 
 def write_html(
     comparison: Comparison,
@@ -45,7 +50,7 @@ def write_html(
     try:
         from edgegen.report import samples, sections
 
-        library = _vega()
+        _vega()
     except ModuleNotFoundError as error:
         raise missing(error, "the report") from error
     ordered = in_order(comparison, profiles)
@@ -61,13 +66,34 @@ def write_html(
         sections.environment(profiles),
         sections.commands(commands),
     ]
+    write_page(
+        path,
+        title=title,
+        heading=sections.heading(comparison, title),
+        subtitle=_subtitle(profiles),
+        body=body,
+        foot=FOOT,
+    )
+
+
+def write_page(
+    path: Path | str,
+    *,
+    title: str,
+    heading: str,
+    subtitle: str,
+    body: Iterable[str],
+    foot: str = "",
+) -> None:
+    """Write sections, as HTML, under a heading in HTML: the style, Vega and the script inside."""
     page = Template(_read("report.html")).substitute(
         title=escape(title),
-        heading=sections.heading(comparison, title),
-        subtitle=escape(_subtitle(profiles)),
+        heading=heading,
+        subtitle=escape(subtitle),
+        foot=escape(foot),
         version=escape(__version__),
         css=_read("report.css"),
-        library=library,
+        library=_vega(),
         script=_read("report.js"),
         body="\n".join(filter(None, body)),
     )

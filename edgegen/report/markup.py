@@ -12,6 +12,7 @@ from edgegen.tables import Table
 
 LONG = 32  # characters: a cell of more is prose, which breaks into lines
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?")
+DAY = re.compile(r"\d{4}-\d\d-\d\d")
 TIMES = re.compile(r"([\d.]+)x (faster|slower)")
 
 
@@ -82,7 +83,7 @@ def order(text: str) -> float | None:
         return 1 / float(times[1]) if times[2] == "faster" else float(times[1])
     if text.startswith(("the first", "no difference")):
         return 1.0
-    found = NUMBER.match(text)
+    found = None if DAY.match(text) else NUMBER.match(text)  # a day sorts as text
     return float(found[0].replace(",", "")) if found else None
 
 

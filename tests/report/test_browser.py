@@ -4,8 +4,10 @@ import pytest
 
 pytest.importorskip("vl_convert", reason="needs the report extra")
 
+from edgegen import trends
 from edgegen.bundle import Drift
 from edgegen.compare import compare
+from edgegen.history import History, Point, Trend
 from edgegen.report import write_html
 from edgegen.spec import Operator
 
@@ -123,3 +125,44 @@ def test_a_chart_says_what_it_shows(browser, url):
     )
     assert len(labels) == browser.run("document.querySelectorAll('.chart').length")
     assert all(labels)
+
+
+@pytest.fixture(scope="module")
+def history_url(tmp_path_factory):
+    """A page of trends, of which two end close to one another."""
+    path = tmp_path_factory.mktemp("history") / "history.html"
+    trends.draw(history(), path, command="edgegen history profiles --plot history.html")
+    return path.as_uri()
+
+
+def history():
+    def line(engine, values):
+        days = (f"2026-11-0{n}T10:00:00Z" for n in range(1, 9))
+        points = tuple(
+            Point(day, float(value), "1.0", "a.json")
+            for day, value in zip(days, values, strict=False)
+        )
+        name = f"a-name-that-is-long-enough-for-no-phone-at-all {engine} cpu"
+        return Trend(name, "a", "fp32", engine, "cpu", "a processor", "{}", points, None)
+
+    lines = line("onnxruntime", [10, 11, 9]), line("openvino", [5, 6, 9.01]), line("native", [4])
+    return History(1, "p50", "ms", lines)
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark"), (320, "light")])
+def test_trends_are_drawn_without_an_error_a_request_or_a_scroll_bar(
+    browser, history_url, width, theme
+):
+    browser.look(history_url, width=width, theme=theme)
+    assert browser.errors == []
+    assert browser.requests == []
+    assert browser.run("document.documentElement.scrollWidth") == width
+    assert browser.run("document.querySelectorAll('.chart svg .mark-symbol path').length") == 7
+    numbers = "[...document.querySelectorAll('.chart .mark-text.role-mark text')]"
+    assert sorted(browser.run(f"{numbers}.map(x => x.textContent)")) == ["1", "2", "3"]
+    covers = f"""
+        const boxes = {numbers}.map(x => x.getBoundingClientRect());
+        boxes.some((a, n) => boxes.slice(n + 1).some(b =>
+            a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom))
+    """
+    assert not browser.run("{" + covers + "}")

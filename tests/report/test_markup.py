@@ -20,6 +20,7 @@ from edgegen.report import markup
         ("the first", 1),
         ("no difference detectable (0.9 to 1.1; about 3 more rounds would decide)", 1),
         ("-", None),
+        ("2026-11-01", None),  # as text: its year alone would sort
         ("cpu", None),
         ("", None),
     ],
