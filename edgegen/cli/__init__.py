@@ -32,8 +32,10 @@ COMMANDS = (
     "demo",
 )
 
-# What the disk may answer: full, over quota, over a file size limit, read-only, forbidden.
-STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What the disk may answer to a path; anything else is a fault of ours, and shows its stack.
+FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+STORAGE = {*FULL, *FORBIDDEN, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 app = typer.Typer(
     name="edgegen",
@@ -78,7 +80,9 @@ def main() -> None:
     except OSError as error:
         if error.errno not in STORAGE:
             raise
-        _report(f"{error.filename or 'output'}: {error.strerror}", "free space or write elsewhere")
+        elsewhere = "look at what this path is and who may use it, or give another"
+        hint = "free space or write elsewhere" if error.errno in FULL else elsewhere
+        _report(f"{error.filename or 'output'}: {error.strerror}", hint)
         sys.exit(1)
 
 

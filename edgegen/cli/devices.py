@@ -102,7 +102,9 @@ def hub(
 
 @devices.command()
 def keys(
-    names: list[str] = typer.Argument(help="The boards: one folder of keys for each."),
+    names: list[str] = typer.Argument(
+        None, help="The boards: one folder of keys for each. None: a hub's and client's anew."
+    ),
     output: Path = typer.Option(
         None, "-o", "--output", help="Folder. [default: ~/.config/edgegen/fleet]"
     ),
@@ -114,10 +116,11 @@ def keys(
     from edgegen.fleet import keys as certificates
 
     folder = output or certificates.default()
-    for made in certificates.make(folder, names):
+    for made in certificates.make(folder, names or []):
         typer.echo(str(made))
-    first = folder / names[0]
-    _terminal.note(f"copy each board its own: scp -r {first} {names[0]}:.config/edgegen/fleet/")
+    if names:
+        to = f"{names[0]}:.config/edgegen/fleet/"
+        _terminal.note(f"copy each board its own: scp -r {folder / names[0]} {to}")
 
 
 def _measure(threads: int, json: bool) -> None:

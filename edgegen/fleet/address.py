@@ -14,6 +14,7 @@ from edgegen.errors import EdgeGenError, UnsupportedError, UsageError
 
 PORT = 8786
 ANSWER_S = 10.0
+WRONG_DATE = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and ..._HAS_EXPIRED
 
 
 class Address(Struct, frozen=True):
@@ -77,6 +78,8 @@ def knock(address: Address, keys: Path | None, timeout_s: float = ANSWER_S) -> N
             else:
                 _shake_hands(plain, address, keys)
     except TimeoutError as error:
+        if keys is None:
+            started = f"{started.partition(':')[0]}; if it has keys, write tls:// for tcp://"
         raise EdgeGenError(f"{address}: time-out, no answer in {timeout_s:g} s", started) from error
     except OSError as error:
         raise EdgeGenError(
@@ -94,6 +97,12 @@ def _shake_hands(plain: socket.socket, address: Address, keys: Path) -> None:
         with context.wrap_socket(plain) as secured:
             secured.recv(1)  # in TLS 1.3 it is told only now whether it takes our certificate
     except ssl.SSLCertVerificationError as error:
+        if error.verify_code in WRONG_DATE:
+            raise UnsupportedError(
+                f"{address}: its certificate: {error.verify_message}, by this machine's clock",
+                "set the clock; or delete the folder of its keys on the hub, and run there: "
+                "edgegen devices keys NAME",
+            ) from error
         raise UnsupportedError(
             f"{address}: its certificate is not of the CA in {keys}: {error.verify_message}", again
         ) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,6 +33,7 @@ HUB, CLIENT, CA = "hub", "client", "ca"
 VALID = timedelta(days=825)
 CA_VALID = timedelta(days=3650)
 FILES = ("ca.pem", "cert.pem", "key.pem")
+COPY = "copy the folder again from where the keys were made"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -56,12 +58,17 @@ def check_name(name: str) -> str:
 def make(folder: Path, names: Sequence[str]) -> list[Path]:
     """Keys for the hub, a client and boards called `names`; the folders that were made.
 
-    With keys already in `folder`, only the new boards' are made, signed by the same CA.
+    With keys already in `folder`, only what is missing is made, signed by the same CA.
 
     Raises:
-        UsageError: a name that cannot be one, or that has its keys already.
+        UsageError: a name that cannot be one, or that has its keys already; nothing to make.
+        FormatError: the CA in `folder` is broken.
         MissingExtraError: the fleet extra is not installed.
     """
+    names = list(dict.fromkeys(names))
+    own = [name for name in (HUB, CLIENT) if not (folder / name).exists()]
+    if not names and not own:
+        raise UsageError(f"{folder}: hub and client are there already", "name a board: pi5")
     for name in names:
         if (folder / check_name(name)).exists():
             raise UsageError(f"{folder / name}: is there already", "delete it to make it anew")
@@ -69,7 +76,6 @@ def make(folder: Path, names: Sequence[str]) -> list[Path]:
         ca, ca_key = _authority(folder / CA)
     except ModuleNotFoundError as error:
         raise rooms.missing(error, "edgegen devices keys") from error
-    own = [name for name in (HUB, CLIENT) if not (folder / name).exists()]
     return [_issue(folder / name, ca, ca_key) for name in (*own, *names)]
 
 
@@ -78,7 +84,8 @@ def find(address: Address, folder: Path | None, name: str) -> Path | None:
 
     Raises:
         NotFoundError: no keys there.
-        FormatError: a private key that others may read, or a certificate past its date.
+        FormatError: a private key that others may read, a certificate that is broken, past its
+            date, of another key, or for the hub a client's.
     """
     if address.scheme == "tcp":
         return None
@@ -95,7 +102,8 @@ def find(address: Address, folder: Path | None, name: str) -> Path | None:
             f"{keys / 'key.pem'}: others than its owner may read it",
             f"run: chmod 600 {keys / 'key.pem'}",
         )
-    _check_dates(keys / "cert.pem")
+    _check_pair(keys)
+    _check_certificate(keys / "cert.pem", name)
     return keys
 
 
@@ -123,19 +131,51 @@ def security(keys: Path | None) -> Any:
     )
 
 
-def _check_dates(path: Path) -> None:
+def _check_pair(keys: Path) -> None:
+    """What TLS would say of these files later, as a hub that is not there, or in a stack trace."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(keys / "ca.pem")
+    except OSError as error:
+        raise _broken(keys / "ca.pem", error) from error
+    try:
+        # An encrypted key would be asked for its password on the terminal.
+        context.load_cert_chain(keys / "cert.pem", keys / "key.pem", password=lambda: b"")
+    except OSError as error:
+        if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
+            said = "is not of the key beside it, key.pem"
+            raise FormatError(f"{keys / 'cert.pem'}: {said}", COPY) from error
+        raise _broken(keys / "cert.pem or key.pem", error) from error
+
+
+def _broken(path: Path, error: Exception) -> FormatError:
+    why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+    return FormatError(f"{path}: cannot be read: {why}", COPY)
+
+
+def _check_certificate(path: Path, name: str) -> None:
     try:
         from cryptography import x509
+        from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
     except ModuleNotFoundError as error:
         raise rooms.missing(error, "a fleet") from error
-    try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    except ValueError as error:
-        raise FormatError(f"{path}: no certificate: {error}", "copy the folder again") from error
-    if datetime.now(UTC) > certificate.not_valid_after_utc:
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    now, end = datetime.now(UTC), certificate.not_valid_after_utc
+    if now > end:
         raise FormatError(
-            f"{path}: was valid until {certificate.not_valid_after_utc:%Y-%m-%d}",
+            f"{path}: was valid until {end:%Y-%m-%d}",
             "delete its folder and run edgegen devices keys again",
+        )
+    if now < (begin := certificate.not_valid_before_utc):
+        raise FormatError(
+            f"{path}: is valid from {begin:%Y-%m-%d}, and it is {now:%Y-%m-%d} here",
+            "set the clock of this machine",
+        )
+    said = [e.value for e in certificate.extensions if e.oid == ExtensionOID.EXTENDED_KEY_USAGE]
+    if name != CLIENT and any(ExtendedKeyUsageOID.SERVER_AUTH not in uses for uses in said):
+        raise FormatError(
+            f"{path}: is a client's, which nobody may connect to",
+            f"give the folder of {'the hub' if name == HUB else name}, FLEET/{name}: --keys",
         )
 
 
@@ -149,8 +189,14 @@ def _authority(folder: Path) -> tuple[x509.Certificate, EllipticCurvePrivateKey]
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _sign("EdgeGen fleet", key, None, key)
         _write(folder, {"ca.pem": _pem(certificate), "key.pem": _secret(key)})
-    certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
-    loaded = serialization.load_pem_private_key((folder / "key.pem").read_bytes(), None)
+    try:
+        certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+        loaded = serialization.load_pem_private_key((folder / "key.pem").read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:  # TypeError: it is encrypted
+        raise FormatError(
+            f"{folder}: its ca.pem or key.pem cannot be read: {error}",
+            "restore it; or make a new fleet in another folder: edgegen devices keys NAME -o DIR",
+        ) from error
     assert isinstance(loaded, ec.EllipticCurvePrivateKey)
     return certificate, loaded
 

@@ -92,13 +92,18 @@ def test_the_traceback_is_there_for_who_wants_it():
     assert "Traceback" in run(code=code, EDGEGEN_TRACEBACK="1").stderr
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_full_or_forbidden_disk_is_one_line_with_the_place(number):
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.ENOSPC, "free space or write elsewhere"),
+        (errno.EACCES, "look at what this path is and who may use it, or give another"),
+        (errno.ENOTDIR, "look at what this path is and who may use it, or give another"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_line_with_the_place(number, fix):
     done = run(code=FAILING.format(f"raise OSError({number}, {os.strerror(number)!r}, '/out')"))
     assert done.returncode == 1
-    assert done.stderr == (
-        f"error: /out: {os.strerror(number)}\nhint:  free space or write elsewhere\n"
-    )
+    assert done.stderr == f"error: /out: {os.strerror(number)}\nhint:  {fix}\n"
 
 
 def test_a_fault_of_our_own_keeps_its_traceback():

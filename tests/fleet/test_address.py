@@ -1,11 +1,16 @@
 """Where a hub may be, and what is said of one that does not answer as it should."""
 
+import shutil
 import socket
+import ssl
+from contextlib import suppress
+from datetime import timedelta
 from threading import Thread
 
 import pytest
 
 from edgegen.errors import EdgeGenError, UnsupportedError, UsageError
+from edgegen.fleet import keys
 from edgegen.fleet.address import Address, knock, loopback, parse
 
 
@@ -62,6 +67,36 @@ def where(server, scheme="tls"):
 def test_silence_is_called_a_time_out(listening):
     with pytest.raises(EdgeGenError, match=r"time-out, no answer in 0\.2 s"):
         knock(where(listening, "tcp"), None, timeout_s=0.2)
+
+
+def test_a_hub_that_waits_for_tls_is_asked_for_by_its_right_name(listening):
+    with pytest.raises(EdgeGenError, match="time-out") as error:
+        knock(where(listening, "tcp"), None, timeout_s=0.2)
+    assert error.value.hint.endswith("write tls:// for tcp://")
+
+
+@pytest.mark.parametrize(
+    ("valid", "said"), [(timedelta(hours=-1), "has expired"), (timedelta(days=9), "not of the CA")]
+)
+def test_a_hub_past_its_date_is_not_called_a_strangers(
+    listening, pki, tmp_path, monkeypatch, valid, said
+):
+    monkeypatch.setattr(keys, "VALID", valid)
+    if valid < timedelta(0):  # of this fleet
+        shutil.copytree(pki / "ca", tmp_path / "ca")
+    keys.make(tmp_path, [])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "hub/cert.pem", tmp_path / "hub/key.pem")
+
+    def answer():
+        with suppress(ssl.SSLError), listening.accept()[0] as plain:
+            context.wrap_socket(plain, server_side=True)
+
+    thread = Thread(target=answer)
+    thread.start()
+    with pytest.raises(UnsupportedError, match=f"its certificate.* {said}"):
+        knock(where(listening), pki / "client")
+    thread.join()
 
 
 def test_a_server_that_speaks_no_tls_is_named(listening, pki):

@@ -1,8 +1,10 @@
 """Certificates: who may read them, what they are good for, and what is said of bad ones."""
 
 import os
+import shutil
 import ssl
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -104,11 +106,83 @@ def test_a_private_key_that_others_may_read_is_refused(tmp_path):
     assert error.value.hint == f"run: chmod 600 {folder / 'key.pem'}"
 
 
-def test_a_certificate_past_its_date_or_broken_is_named(tmp_path, monkeypatch):
+def test_a_certificate_past_its_date_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(keys, "VALID", timedelta(hours=-1))
     keys.make(tmp_path, ["pi5"])
-    with pytest.raises(FormatError, match="was valid until 20"):
+    with pytest.raises(FormatError, match="was valid until 20") as error:
         keys.find(HUB, tmp_path / "pi5", "pi5")
-    (tmp_path / "pi5/cert.pem").write_text("x")
-    with pytest.raises(FormatError, match="no certificate"):
-        keys.find(HUB, tmp_path / "pi5", "pi5")
+    assert "edgegen devices keys" in error.value.hint
+
+
+def test_a_certificate_of_days_to_come_is_a_clock_that_is_wrong(pki, monkeypatch):
+    class Early(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(1970, 1, 1, tzinfo=tz)  # a board without a battery, just switched on
+
+    monkeypatch.setattr(keys, "datetime", Early)
+    with pytest.raises(
+        FormatError, match=r"is valid from 20.*, and it is 1970-01-01 here"
+    ) as error:
+        keys.find(HUB, pki / "a", "a")
+    assert error.value.hint == "set the clock of this machine"
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "cert.pem", "key.pem"])
+@pytest.mark.parametrize("content", ["", "junk"])
+def test_a_broken_file_is_named_before_anything_is_connected(pki, tmp_path, name, content):
+    folder = Path(shutil.copytree(pki / "a", tmp_path / "a"))
+    (folder / name).write_text(content)
+    with pytest.raises(FormatError, match=rf"{name}.*: cannot be read: ") as error:
+        keys.find(HUB, folder, "a")
+    assert error.value.hint == keys.COPY
+
+
+def test_a_key_that_is_encrypted_is_refused_and_not_asked_for(pki, tmp_path):
+    from cryptography.hazmat.primitives import serialization as pem
+
+    folder = Path(shutil.copytree(pki / "a", tmp_path / "a"))
+    key = pem.load_pem_private_key((folder / "key.pem").read_bytes(), None)
+    locked = pem.BestAvailableEncryption(b"secret")
+    kind = pem.Encoding.PEM, pem.PrivateFormat.PKCS8
+    (folder / "key.pem").write_bytes(key.private_bytes(*kind, locked))
+    with pytest.raises(FormatError, match="cannot be read"):
+        keys.find(HUB, folder, "a")
+
+
+def test_the_key_of_another_is_named(pki, tmp_path):
+    folder = Path(shutil.copytree(pki / "a", tmp_path / "a"))
+    shutil.copy(pki / "b/key.pem", folder / "key.pem")
+    with pytest.raises(FormatError, match=r"cert\.pem: is not of the key beside it"):
+        keys.find(HUB, folder, "a")
+
+
+def test_neither_a_hub_nor_a_board_takes_a_clients_keys(pki):
+    assert keys.find(HUB, pki / "client", "client")
+    for name in ("hub", "a"):
+        with pytest.raises(FormatError, match="is a client's, which nobody may") as error:
+            keys.find(HUB, pki / "client", name)
+        assert f"FLEET/{name}" in error.value.hint
+
+
+def test_a_name_given_twice_is_one_board(tmp_path):
+    assert [one.name for one in keys.make(tmp_path, ["a", "b", "a"])] == ["hub", "client", "a", "b"]
+
+
+def test_without_names_the_hub_and_the_client_are_made_where_they_are_missing(tmp_path):
+    keys.make(tmp_path, [])
+    with pytest.raises(UsageError, match="are there already") as error:
+        keys.make(tmp_path, [])
+    assert error.value.hint == "name a board: pi5"
+    shutil.rmtree(tmp_path / "hub")
+    assert keys.make(tmp_path, []) == [tmp_path / "hub"]
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "key.pem"])
+def test_a_broken_ca_signs_nothing(tmp_path, name):
+    keys.make(tmp_path, ["a"])
+    (tmp_path / "ca" / name).write_text("junk")
+    with pytest.raises(FormatError, match=r"ca: its ca\.pem or key\.pem cannot be read") as error:
+        keys.make(tmp_path, ["b"])
+    assert "make a new fleet in another folder" in error.value.hint
+    assert not (tmp_path / "b").exists()
