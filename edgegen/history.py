@@ -185,7 +185,8 @@ def _query(files: Sequence[Path], value: str, parameters: list[str]) -> list[dic
         FROM read_json(?, columns={{{columns}}}, filename=true, maximum_object_size={BIGGEST})
         WHERE schema_version IS NOT NULL AND len(first_ms) > 0
           AND bundle IS NOT NULL AND precision IS NOT NULL AND request IS NOT NULL
-          AND value IS NOT NULL
+          AND engine IS NOT NULL AND device IS NOT NULL AND device_name IS NOT NULL
+          AND created IS NOT NULL AND value IS NOT NULL
         ORDER BY created, filename
     """
     # It must not look for extensions on the network.

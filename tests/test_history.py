@@ -2,6 +2,7 @@
 
 import builtins
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -111,6 +112,16 @@ def test_json_that_is_no_profile_is_left_out_and_counted(folder):
     found = history(folder)
     assert found.ignored == 1
     assert len(found.trends) == 3
+
+
+@pytest.mark.parametrize("name", ["created", "engine", "device", "device_name"])
+def test_a_profile_without_what_makes_a_trend_is_left_out_and_counted(folder, make_profile, name):
+    written = msgspec.to_builtins(make_profile())
+    del written[name]
+    (folder / "x.json").write_bytes(msgspec.json.encode(written))
+    found = history(folder)
+    assert found.ignored == 1
+    assert trends.table(found)[1]
 
 
 def test_a_folder_without_profiles_says_how_to_make_one(tmp_path):

@@ -44,7 +44,9 @@ def compare(
         raise UsageError("--junit has nothing to report", "give a gate: --gate 'p50<=+5%'")
     if sheet and not html:
         raise UsageError("--sheet goes into the report", "say where to: --html FILE")
-    profiles = [profiles_on_disk.read(path) for path in _expand(files)]
+    paths = _expand(files)
+    profiles = [profiles_on_disk.read(path) for path in paths]
+    _each_once(paths, profiles)
     comparison = compare_profiles(profiles, gate, best or "")
     if json:
         _terminal.print_json(comparison)
@@ -117,3 +119,14 @@ def _expand(files: list[Path]) -> list[Path]:
             )
         found += inside
     return found
+
+
+def _each_once(paths: list[Path], profiles: list[Profile]) -> None:
+    """One measurement against itself would show no difference, and a noise of nothing."""
+    for n, one in enumerate(profiles):
+        if one in profiles[:n]:
+            first = paths[profiles.index(one)]
+            raise UsageError(
+                f"{paths[n]}: the same measurement as {first}",
+                "give it once; for how noisy the machine is: edgegen profile B B -o DIR",
+            )

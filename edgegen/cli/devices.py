@@ -145,7 +145,14 @@ def _show_fleet(fleet: str, keys: Path | None, json: bool) -> None:
 
     where = address.parse(fleet)
     found = client.look(where, certificates.find(where, keys, certificates.CLIENT))
-    _terminal.print_json(list(found.values())) if json else _print_fleet(list(found.values()))
+    if json:
+        _terminal.print_json(list(found.values()))
+    elif found:
+        _print_fleet(list(found.values()))
+    else:
+        _terminal.note(
+            f"no device has joined; on a board run: edgegen devices join {where} --name NAME"
+        )
 
 
 def _print_fleet(members: list[Member]) -> None:

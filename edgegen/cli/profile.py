@@ -202,11 +202,10 @@ def _demand_all(failures: list[EdgeGenError], asked: int) -> None:
     kinds = {type(error) for error in failures}
     kind = kinds.pop() if len(kinds) == 1 else EdgeGenError
     said = "; ".join(dict.fromkeys(map(str, failures)))
-    hints = dict.fromkeys(error.hint for error in failures if error.hint)
-    raise kind(
-        f"{len(failures)} of {asked} profiles are missing: {said}",
-        "; ".join([*hints, "run again with --resume -o DIR for what is missing"]),
-    )
+    hints = [*dict.fromkeys(error.hint for error in failures if error.hint)]
+    if not any("--resume" in hint for hint in hints):
+        hints.append("run again with --resume -o DIR for what is missing")
+    raise kind(f"{len(failures)} of {asked} profiles are missing: {said}", "; ".join(hints))
 
 
 def _range(option: str, value: float, least: float, most: float) -> None:

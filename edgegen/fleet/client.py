@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,8 @@ def connect(address: Address, keys: Path | None) -> Iterator[Any]:
     from distributed import Client
 
     knock(address, keys)
+    # Of a hub that goes away Dask prints a stack trace; the line to a board says it in an error.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         # Another Python or numpy on a board is no matter: what travels is JSON.
         warnings.simplefilter("ignore")

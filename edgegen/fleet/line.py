@@ -103,7 +103,7 @@ class Line:
         return answer
 
     def _wait(self, future: Any, deadline: float, within_s: float, what: str) -> bytes:
-        hint = "look for it with: edgegen devices --fleet; do what is missing with --resume"
+        hint = "look for it with: edgegen devices --fleet HUB; do what is missing with --resume"
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
         # Not by `result(timeout=...)` again and again: on a busy machine Dask loses a race there.
@@ -122,6 +122,11 @@ class Line:
         try:
             return bytes(future.result(timeout=FETCH_S))
         except (Exception, CancelledError) as error:
+            if self.client.status != "running":  # what was asked of all boards was given up with it
+                raise EdgeGenError(
+                    f"{self.name}: the hub went away at: {what}",
+                    "start it again, boards join by themselves; do what is missing with --resume",
+                ) from error
             why = type(error).__name__
             raise EdgeGenError(f"{self.name}: went away ({why}) at: {what}", hint) from error
 

@@ -228,3 +228,11 @@ def test_an_empty_file_is_named(compare, files):
     files[0].write_text("")
     with pytest.raises(FormatError, match=r"a\.json: not valid JSON"):
         compare(*files)
+
+
+def test_one_measurement_is_not_put_against_itself(compare, files, tmp_path):
+    again = tmp_path / "again.json"
+    again.write_bytes(files[0].read_bytes())
+    with pytest.raises(UsageError, match=r"again\.json: the same measurement as") as error:
+        compare(*files, again)
+    assert "edgegen profile B B" in error.value.hint

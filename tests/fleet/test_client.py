@@ -222,7 +222,7 @@ def test_a_second_device_of_one_name_is_refused(fleet):
     assert second.process.wait(20) == 2
 
 
-def test_a_hub_without_tls_keeps_to_this_machine(tmp_path, monkeypatch, fleet):
+def test_a_hub_without_tls_keeps_to_this_machine(tmp_path, monkeypatch, fleet, capsys):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     with pytest.raises(UsageError, match=r"--host 0\.0\.0\.0: without keys") as error:
         app(["devices", "hub", "--host", "0.0.0.0"], standalone_mode=False)
@@ -237,4 +237,8 @@ def test_a_hub_without_tls_keeps_to_this_machine(tmp_path, monkeypatch, fleet):
     with pytest.raises(NotFoundError, match="no device has joined tcp://127") as error:
         client.choose(where, None, ["all"])
     assert "edgegen devices join tcp://127" in error.value.hint
+    app(["devices", "--fleet", str(where)], standalone_mode=False)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"no device has joined; on a board run: edgegen devices join {where}" in err
     assert plain.end() == 0

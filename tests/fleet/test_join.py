@@ -129,7 +129,7 @@ def test_a_hub_that_dies_mid_run_is_named_and_the_board_stops_working(
             assert not running.done()
         hub_process.process.kill()
         (outcome,) = running.result(60)
-    assert "c: went away" in str(outcome.error)
+    assert "c: the hub went away" in str(outcome.error)
     board.until("c: the hub at tls://.* is gone; trying again")
     assert psutil.Process(board.process.pid).children(recursive=True) == []
     assert board.end() == 0

@@ -23,7 +23,7 @@ class Hub:
 
     def __init__(self):
         self.pool, self.known, self.asked, self.told = ThreadPoolExecutor(1), [HERE], [], []
-        self.futures, self.silent = [], False
+        self.futures, self.silent, self.status = [], False, "running"
         self.scheduler = SimpleNamespace(identity=self.identity)
 
     def identity(self):
@@ -152,6 +152,14 @@ def test_work_that_dask_gave_up_is_a_device_that_went_away(hub, error):
     with pytest.raises(EdgeGenError, match=rf"pi5: went away \({name}\) at: sit") as caught:
         reach(hub).ask(Arrived, failed, None, 60, "sit")
     assert caught.value.__cause__ is error
+
+
+def test_of_a_hub_that_went_away_no_device_is_blamed(hub):
+    failed, hub.status = Future(), "connecting"
+    failed.set_exception(CancelledError())
+    with pytest.raises(EdgeGenError, match=r"^pi5: the hub went away at: sit$") as error:
+        reach(hub).ask(Arrived, failed, None, 60, "sit")
+    assert error.value.hint.startswith("start it again")
 
 
 @pytest.fixture
