@@ -123,12 +123,16 @@ def read(path: Path | str) -> Profile:
             "run: pip install --upgrade edgegen",
         )
     profile = records.read(Profile, path)
+    again = "measure again with: edgegen profile BUNDLE -o FILE"
     if not profile.first_ms or len(profile.first_ms) != len(profile.steps_ms):
         raise FormatError(
             f"{path}: {len(profile.first_ms)} first steps for {len(profile.steps_ms)} repeats; "
             "wanted one each, and at least one",
-            "measure again with: edgegen profile BUNDLE -o FILE",
+            again,
         )
+    least = min(ms for steps in (profile.first_ms, *profile.steps_ms) for ms in steps)
+    if least <= 0:
+        raise FormatError(f"{path}: a step of {least:g} ms; wanted more than none", again)
     return profile
 
 

@@ -80,6 +80,14 @@ def test_a_profile_without_samples_is_refused(make_profile, tmp_path):
         profile.read(path)
 
 
+@pytest.mark.parametrize(("first", "later"), [([0.0], [[1.0]]), ([1.0], [[2.0, -1.0]])])
+def test_a_step_that_took_no_time_is_refused(make_profile, tmp_path, first, later):
+    path = write(make_profile, tmp_path / "p.json", first_ms=first, steps_ms=later)
+    with pytest.raises(FormatError, match=r"p\.json: a step of -?[01] ms; wanted more") as error:
+        profile.read(path)
+    assert error.value.hint.startswith("measure again")
+
+
 def test_no_file_is_said_so(tmp_path):
     with pytest.raises(NotFoundError, match=r"p\.json: no such file"):
         profile.read(tmp_path / "p.json")
