@@ -289,7 +289,7 @@ def test_optimum_reads_a_text_bundle_as_it_is(exports):
 @pytest.mark.parametrize("family", ["gpt", "vae"])
 def test_bf16_is_stored_and_computed_on_openvino(tiny_checkpoint, tmp_path, family):
     from edgegen.runtimes import openvino
-    from edgegen.spec import ModelSpec, Options
+    from edgegen.spec import Options
 
     capable = "BF16" in openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if not capable:
