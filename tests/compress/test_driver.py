@@ -241,6 +241,27 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_weights(
     assert resumed["resumed"] and "resumed" not in whole
 
 
+@pytest.mark.slow
+def test_a_run_killed_at_the_gate_goes_on_there_and_keeps_the_step(
+    tmp_path, tiny_checkpoint, prose
+):
+    source, output = tiny_checkpoint("gpt"), tmp_path / "out"
+    steps = recipe(slim(), gate=QUICK)
+
+    def kill(what, done, total):
+        if (output.with_name("out.compressing") / "step-1").is_dir():
+            raise KeyboardInterrupt  # the step is written, and nothing is measured yet
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(source, steps, output, data=prose, report=kill)
+    history = output.with_name("out.compressing") / "step-1" / "history.json"
+    left = json.loads(history.read_text())[-1]
+    assert left["verdict"]["reason"] == "the run was stopped before the gate"
+    (entry,) = compress(source, steps, output, data=prose, resume=True)
+    assert entry.verdict.outcome == "passed" and entry.verdict.after.quality
+    assert entry.seconds == left["seconds"] and not entry.resumed  # not done a second time
+
+
 def test_a_model_that_is_already_quantized_is_refused(tmp_path, tiny_checkpoint):
     found = checkpoint.load(tiny_checkpoint("gpt"))
     history = ({"kind": "quantize", "verdict": {}},)
