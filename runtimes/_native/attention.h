@@ -9,7 +9,7 @@ INLINE F16 line_of(const void *from, size_t at, int bits) {
 INLINE void score_tile(const Attention *a, int bits, int token, int tokens, int block, int blocks) {
     const size_t width = (size_t)a->head_dim * ROWS;
     const float *query = a->query + (size_t)token * a->stride;
-    F16 dot[8];
+    F16 dot[16];
     UNROLL for (int i = 0; i < tokens * blocks; i++) dot[i] = f16_zero();
     for (int c = 0; c < a->head_dim; c++)
         UNROLL for (int b = 0; b < blocks; b++) {
@@ -28,7 +28,7 @@ INLINE void score_tile(const Attention *a, int bits, int token, int tokens, int 
 INLINE void mix_tile(const Attention *a, int bits, int token, int tokens, int count, int lane,
                      int lanes) {
     const float *shares = a->scores + (size_t)token * a->room;
-    F16 sum[8];
+    F16 sum[16];
     UNROLL for (int i = 0; i < tokens * lanes; i++) sum[i] = f16_zero();
     for (int j = 0; j < count; j++)
         UNROLL for (int l = 0; l < lanes; l++) {
@@ -66,16 +66,28 @@ static void share_out(const Attention *a, int token, int end) {
     for (int j = count; j < end; j++) x[j] = 0;
 }
 
+/* In pieces of as many blocks, or lanes, as the registers hold sums for; the last one is smaller, as
+   one sum alone would wait for itself at every step. */
+INLINE int piece(int left, int most) { return left < most ? left : most; }
+
 INLINE void attend_abreast(const Attention *a, int bits, int token, int tokens) {
-    const int end = a->count + token + tokens - 1;
+    const int end = a->count + token + tokens - 1, wide = tokens == 1 ? 4 : 2;
     const int blocks = (end + ROWS - 1) / ROWS, lanes = a->head_dim / ROWS;
-    const int wide = tokens == 1 ? 4 : 2;
-    int b = 0, l = 0;
-    for (; b + wide <= blocks; b += wide) score_tile(a, bits, token, tokens, b, wide);
-    for (; b < blocks; b++) score_tile(a, bits, token, tokens, b, 1);
+    for (int b = 0, n; b < blocks; b += n) {
+        n = piece(blocks - b, wide);
+        if (n == 4) score_tile(a, bits, token, tokens, b, 4);
+        if (n == 3) score_tile(a, bits, token, tokens, b, 3);
+        if (n == 2) score_tile(a, bits, token, tokens, b, 2);
+        if (n == 1) score_tile(a, bits, token, tokens, b, 1);
+    }
     for (int t = 0; t < tokens; t++) share_out(a, token + t, end);
-    for (; l + wide <= lanes; l += wide) mix_tile(a, bits, token, tokens, end, l, wide);
-    for (; l < lanes; l++) mix_tile(a, bits, token, tokens, end, l, 1);
+    for (int l = 0, n; l < lanes; l += n) {
+        n = piece(lanes - l, wide);
+        if (n == 4) mix_tile(a, bits, token, tokens, end, l, 4);
+        if (n == 3) mix_tile(a, bits, token, tokens, end, l, 3);
+        if (n == 2) mix_tile(a, bits, token, tokens, end, l, 2);
+        if (n == 1) mix_tile(a, bits, token, tokens, end, l, 1);
+    }
 }
 
 INLINE void attend_all(const Attention *a, int bits) {
