@@ -66,12 +66,12 @@ static int sieve_new(Sieve *s, int count) {
     return s->x && s->weight && s->id && s->heap && s->kept;
 }
 
-static int thread_new(Thread *t, const Model *m, int capacity) {
+static int thread_new(Thread *t, const Model *m, int room) {
     const size_t width = (size_t)widest(m);
     t->x = floats(TILE * (size_t)m->hidden);         /* the residual stream: each has its own */
     t->normed = floats(TILE * width);
     t->part = floats(TILE * (size_t)(m->layer[0].qkv.rows > (int)width ? m->layer[0].qkv.rows : (int)width));
-    t->scores = floats((size_t)capacity);
+    t->scores = floats(ABREAST * (size_t)room);
     t->turn = floats(TILE * (size_t)m->head_dim);    /* cos, then sin, of each pair of channels */
     t->input.q = floats(TILE * width / 4);
     t->input.scale = floats(TILE * width / GROUP);
@@ -105,12 +105,13 @@ EXPORT Run *eg_run_new(const Model *m, int batch, int threads, int cache_bits, c
     r->model = m;
     r->batch = batch;
     r->capacity = m->positions;
+    r->room = (m->positions + ROWS - 1) / ROWS * ROWS;
     r->kernels = kernels_named(kernels);
     r->crew = r->kernels ? crew_new(threads) : NULL;
     const size_t width = (size_t)m->heads * m->head_dim;
     r->threads = threads;
     r->cache_bits = cache_bits;
-    const size_t cached = (size_t)batch * m->layers * m->kv_heads * r->capacity;
+    const size_t cached = (size_t)batch * m->layers * m->kv_heads * r->room;
     const size_t bytes = cached * m->head_dim * (size_t)cache_bits / 8;
     r->keys = calloc(bytes, 1); /* pages come when they are first written */
     r->values = calloc(bytes, 1);
@@ -127,7 +128,7 @@ EXPORT Run *eg_run_new(const Model *m, int batch, int threads, int cache_bits, c
     int good = r->crew && r->keys && r->values &&
                (cache_bits == 32 || (r->key_scales && r->value_scales)) && r->query && r->attended && r->added && r->inner &&
                r->logits && r->thread && r->best && r->where;
-    for (int i = 0; good && i < threads; i++) good = thread_new(&r->thread[i], m, r->capacity);
+    for (int i = 0; good && i < threads; i++) good = thread_new(&r->thread[i], m, r->room);
     if (good) return r;
     eg_run_free(r);
     return NULL;
@@ -156,14 +157,15 @@ static float half(uint16_t bits) {
 
 /* One row of a packed matrix, as floats. */
 static void unpack_row(const Matrix *m, int row, float *x) {
-    const int block = row / ROWS, lane = row % ROWS;
+    const int lane = row % ROWS;
+    const size_t line = (size_t)(row / ROWS) * m->k;
+    float scale = 1;
     for (int k = 0; k < m->k; k++) {
-        const size_t line = (size_t)block * m->k;
         if (m->bits == 32) {
             x[k] = ((const float *)m->weights)[(line + k) * ROWS + lane];
             continue;
         }
-        const float scale = half(m->scales[((size_t)block * (m->k / GROUP) + k / GROUP) * ROWS + lane]);
+        if (k % GROUP == 0) scale = half(m->scales[(line + k) / GROUP * ROWS + lane]);
         if (m->bits == 8) {
             x[k] = scale * ((int)m->weights[line * ROWS + (size_t)(k / 4) * 64 + lane * 4 + k % 4] - 128);
         } else {
@@ -187,7 +189,7 @@ static void rounded(const Run *r, Thread *t, const Matrix *m, const float *x, in
 /* The first position of a head in the cache. */
 static size_t cached(const Run *r, int sequence, int layer, int head) {
     const Model *m = r->model;
-    return (((size_t)sequence * m->layers + layer) * m->kv_heads + head) * r->capacity;
+    return (((size_t)sequence * m->layers + layer) * m->kv_heads + head) * r->room;
 }
 
 /* Turn each pair of channels (c, c + head_dim / 2). Source: Su et al. 2021, arXiv:2104.09864. */
@@ -217,13 +219,25 @@ static void begin(const Pass *p, Thread *t, int first, int tokens) {
     }
 }
 
-/* One head of one position to the cache. */
-static void store(const Run *r, void *cache, float *scales, size_t at, const float *x) {
-    const size_t hd = (size_t)r->model->head_dim;
+/* One head of one position to the cache; engine.h draws where it lies. What was rounded for the
+   projection before is no longer needed, so its bytes serve here. */
+static void store_key(const Run *r, Thread *t, size_t head, int at, const float *x) {
+    const int hd = r->model->head_dim;
+    const size_t first = (head + (size_t)(at / ROWS * ROWS)) * hd + at % ROWS;
+    if (r->cache_bits == 32) {
+        for (int c = 0; c < hd; c++) ((float *)r->keys)[first + (size_t)c * ROWS] = x[c];
+        return;
+    }
+    r->kernels->round8(x, hd, t->input.q, r->key_scales + head + at);
+    for (int c = 0; c < hd; c++) ((int8_t *)r->keys)[first + (size_t)c * ROWS] = t->input.q[c];
+}
+
+static void store_value(const Run *r, size_t head, int at, const float *x) {
+    const size_t hd = (size_t)r->model->head_dim, first = (head + (size_t)at) * hd;
     if (r->cache_bits == 32)
-        memcpy((float *)cache + at * hd, x, sizeof(float) * hd);
+        memcpy((float *)r->values + first, x, sizeof(float) * hd);
     else
-        r->kernels->round8(x, (int)hd, (int8_t *)cache + at * hd, scales + at);
+        r->kernels->round8(x, (int)hd, (int8_t *)r->values + first, r->value_scales + head + at);
 }
 
 /* Queries to the tile's buffer, keys and values to the cache: a thread's share of all heads. */
@@ -245,34 +259,54 @@ static void project_heads(const Pass *p, Thread *t, int thread, int layer, int f
             if (kv < 0)
                 memcpy(r->query + ((size_t)n * m->heads + unit) * hd, x, sizeof(float) * (size_t)hd);
             else if (kv < m->kv_heads)
-                store(r, r->keys, r->key_scales, cached(r, sequence, layer, kv) + at, x);
+                store_key(r, t, cached(r, sequence, layer, kv), at, x);
             else
-                store(r, r->values, r->value_scales,
-                      cached(r, sequence, layer, kv - m->kv_heads) + at, x);
+                store_value(r, cached(r, sequence, layer, kv - m->kv_heads), at, x);
         }
+}
+
+/* Where the tile's runs of tokens begin that go over the cache together: neighbours of one sequence.
+   Returns how many there are; start[that] is the tile's end. */
+static int runs_of(const Pass *p, int first, int tokens, int start[TILE + 1]) {
+    int runs = 0;
+    for (int n = 0; n < tokens; runs++) {
+        const int left = p->time - (first + n) % p->time;
+        start[runs] = n;
+        n += left < ABREAST ? left : ABREAST;
+    }
+    start[runs] = tokens;
+    return runs;
 }
 
 static void attend(const Pass *p, Thread *t, int thread, int layer, int first, int tokens) {
     const Run *r = p->run;
     const Model *m = r->model;
     const int hd = m->head_dim, group = m->heads / m->kv_heads;
-    int from, to;
-    share(tokens * m->heads, thread, crew_size(r->crew), &from, &to);
+    int start[TILE + 1], from, to;
+    const int runs = runs_of(p, first, tokens, start);
+    share(runs * m->heads, thread, crew_size(r->crew), &from, &to);
     for (int unit = from; unit < to; unit++) {
-        const int n = unit / m->heads, head = unit % m->heads;
-        const int sequence = (first + n) / p->time, at = p->past + (first + n) % p->time;
+        const int head = unit / runs, n = start[unit % runs];
+        const int sequence = (first + n) / p->time;
         const size_t cache = cached(r, sequence, layer, head / group);
+        const size_t at = cache * hd * (size_t)r->cache_bits / 8;
         const size_t own = ((size_t)n * m->heads + head) * hd;
-        const uint8_t *mask = p->mask + (size_t)sequence * p->stride;
-        if (r->cache_bits == 32)
-            r->kernels->attend(r->query + own, (const float *)r->keys + cache * hd,
-                               (const float *)r->values + cache * hd, mask, at + 1, hd, t->scores,
-                               r->attended + own);
-        else
-            r->kernels->attend8(r->query + own, (const int8_t *)r->keys + cache * hd,
-                                r->key_scales + cache, (const int8_t *)r->values + cache * hd,
-                                r->value_scales + cache, mask, at + 1, hd, t->scores,
-                                r->attended + own);
+        const Attention a = {
+            .query = r->query + own,
+            .y = r->attended + own,
+            .stride = (size_t)m->heads * hd,
+            .keys = (const char *)r->keys + at,
+            .values = (const char *)r->values + at,
+            .key_scales = r->cache_bits == 8 ? r->key_scales + cache : NULL,
+            .value_scales = r->cache_bits == 8 ? r->value_scales + cache : NULL,
+            .mask = p->mask + (size_t)sequence * p->stride,
+            .scores = t->scores,
+            .tokens = start[unit % runs + 1] - n,
+            .count = p->past + (first + n) % p->time + 1,
+            .head_dim = hd,
+            .room = r->room,
+        };
+        r->kernels->attend(&a);
     }
 }
 
