@@ -26,6 +26,7 @@ enum {
     GROUP = 32,       /* values along k that share a scale */
     TILE = 32,        /* tokens that go through a layer together */
     ABREAST = 4,      /* tokens that go over the cache together */
+    TOGETHER = 8,     /* so many tokens, and threads share out what is done to each of them */
     MAX_LAYERS = 512,
     MAX_WIDTH = 65536, /* k at most: 32-bit sums cannot overflow within it, nor can sizes */
     SAID = 200        /* bytes of a message that says what is wrong */
@@ -133,9 +134,16 @@ typedef struct {
 int sample(const Kernels *, const Sampling *, const float *logits, int count, const uint8_t *seen,
            double die, Sieve *);
 
+/* What is known of a tile's tokens before a product with a matrix. */
 typedef struct {
-    float *x, *normed, *part, *scores, *turn; /* see `thread_new` */
+    float *normed; /* tokens x width */
+    float *turn;   /* tokens x head_dim: cos, then sin, of each pair of channels */
     Input input;
+} Desk;
+
+typedef struct {
+    float *x, *part, *scores; /* see `thread_new` */
+    Desk desk;
     Sieve sieve;
 } Thread;
 
@@ -150,6 +158,7 @@ typedef struct {
     float *query, *attended, *added;  /* TILE x heads * head_dim, the same, TILE x hidden */
     float *inner;                     /* TILE x padded intermediate */
     float *logits;                    /* TILE x padded vocabulary */
+    Desk desk;                        /* of TILE tokens, for all threads */
     Thread *thread;
     float (*best)[TILE];
     int32_t (*where)[TILE];
