@@ -5,12 +5,14 @@
     gan-prune   channels by half and distillation     2.5x as fast, KID at most 5 % worse
     gpt-prune   KV groups and MLPs, distillation      1.8x as fast, perplexity at most 5 % worse
     gpt-int4    4-bit weights, the native engine      2x, a sixth of the size, perplexity 3 % worse
+    gpt-qat     the same, adapters inside the rounding    half of the gap that plain int4 leaves
     vae-int8    weights and activations, OpenVINO     2x as fast at 25 dB
 
 SOURCE is a checkpoint or FILE.py:CALLABLE. The gate measures as it does for every recipe: exported,
 proved, in fresh processes that take turns. Whatever comes out is kept, failures too: the whole
 record goes to benchmarks/results/compress-KIND.json, with the command. With `--folder` a killed run
-goes on where it was, and the checkpoint stays there. `--quick` tries the script.
+goes on where it was, and the checkpoint stays there. `--set qat.steps=200` changes a step's option;
+`--quick` tries the script.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Kind(NamedTuple):
-    """The steps, the engine, and what is wanted: times as fast, a size, a figure of quality."""
+    """The steps, the engine, and what is wanted: times as fast, a size, a figure of quality.
+
+    `closes` is the share wanted back of what the first step takes from that figure.
+    """
 
     steps: tuple[tuple[str, dict[str, Any]], ...]
     runtime: str
@@ -38,6 +43,7 @@ class Kind(NamedTuple):
     figure: str
     bound: str
     size: float = 1.0
+    closes: float = 0.0
 
 
 PRUNED = {"ratio": 0.5}
@@ -68,6 +74,18 @@ KINDS = {
         "+3%",
         1 / 6,
     ),
+    "gpt-qat": Kind(
+        (
+            ("quantize", {"bits": 4, "group_size": 32, "symmetric": True}),
+            ("qat", {"train": "adapters", "rank": 16, "steps": 1000, "batch": 16, "lr": 1e-3}),
+        ),
+        "native",
+        2,
+        "perplexity",
+        "+3%",
+        1 / 6,
+        0.5,
+    ),
     "vae-int8": Kind(
         (("quantize", {"bits": 8, "activations": "static", "bias_correction": True}),),
         "openvino",
@@ -79,11 +97,17 @@ KINDS = {
 
 
 def recipe(kind: Kind, changes: dict[str, dict[str, Any]], quick: bool) -> Recipe:
-    """The steps of `kind`, with options changed by step; only the last is measured."""
-    small = {"prune": {"multiple": 1}, "distil": {"steps": 4, "batch": 4}} if quick else {}
+    """The steps of `kind`, with options changed by step; only the last is measured, unless it is
+    to be compared with the first."""
+    few_steps = {"steps": 4, "batch": 4}
+    small = {"prune": {"multiple": 1}, "distil": few_steps, "qat": few_steps} if quick else {}
     last = len(kind.steps) - 1
     steps = tuple(
-        Step(name, options | changes.get(name, {}) | small.get(name, {}), gate=number == last)
+        Step(
+            name,
+            options | changes.get(name, {}) | small.get(name, {}),
+            gate=number == last or kind.closes > 0,
+        )
         for number, (name, options) in enumerate(kind.steps)
     )
     few = {"repeats": 4, "rounds": 2, "num": 16} if quick else {"repeats": 40, "rounds": 8}
@@ -107,6 +131,22 @@ def line(name: str, kind: Kind, entry: Entry) -> str:
         f"{kind.faster}x; size {size.value:.3f} of it, wanted {kind.size:.3f}; "
         f"{quality or kind.figure + ' not measured'}, wanted {kind.bound}; {verdict.target}; "
         f"the gate: {verdict.outcome}, {verdict.reason}"
+    )
+
+
+def gap(kind: Kind, plain: Entry, last: Entry) -> str:
+    """How much of what the first step took the last one gave back, in perplexity over the
+    original's, which is of the same windows."""
+    first, after = plain.verdict.after, last.verdict.after
+    assert first and after
+    rounded, now = (had.quality[f"{kind.figure}_ratio"] for had in (first, after))
+    lost = rounded.value - 1
+    share = f"{(rounded.value - now.value) / lost:.0%}" if lost > 0 else "there is none"
+    told = [f"{one.value - 1:+.3%} ± {one.error or 0:.3%}" for one in (rounded, now)]
+    return (
+        f"{kind.figure} over fp32: {told[0]} by {plain.kind} alone, {told[1]} with {last.kind} "
+        f"({now.count} {now.of}); of the gap closed: {share}, wanted {kind.closes:.0%}; "
+        f"size {last.verdict.ratios['size'].value:.3f} of the former"
     )
 
 
@@ -147,7 +187,9 @@ def main() -> None:
             report=progress,
             note=lambda text: print(text, file=sys.stderr),  # noqa: T201
         )
-    print(line(asked.kind, kind, entries[-1]))  # noqa: T201
+    print(line(asked.kind, kind, entries[0 if kind.closes else -1]))  # noqa: T201
+    if kind.closes:
+        print(gap(kind, entries[0], entries[-1]))  # noqa: T201
     if not asked.quick:
         kept = {"command": sys.argv, "steps": entries}
         records.write(kept, RESULTS / f"compress-{asked.kind}.json")

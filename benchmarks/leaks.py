@@ -8,6 +8,7 @@ hundred opens the file again. Exits with 1 when the second half of the calls gre
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from argparse import Namespace
@@ -33,7 +34,9 @@ def call(session: native.NativeSession, number: int) -> None:
 
 def main() -> int:
     """Print memory at every tenth of the calls."""
-    calls = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("calls", nargs="?", type=int, default=10_000)
+    calls = parser.parse_args().calls
     sizes = {"hidden": 64, "layers": 2, "heads": 4, "intermediate": 96, "vocabulary": 515}
     rss: list[int] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -54,6 +54,13 @@ PEERS = [
         Peer(f"edgegen-{runtime}", "ours", ALL, options={"runtime": runtime})
         for runtime in ("native", "fused", "onnxruntime", "openvino")
     ),
+    # The embedding and the head at 4 bits as well, as onnxruntime-genai's builder rounds them.
+    Peer(
+        "edgegen-native-head4",
+        "ours",
+        ("int4",),
+        options={"runtime": "native", "embedding_bits": "4"},
+    ),
     Peer(
         "onnxruntime-genai",
         "onnxruntime-genai",

@@ -7,6 +7,7 @@ Every run pays for starting Python itself; that alone is timed beside it, in tur
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -37,4 +38,6 @@ def main(runs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(max(20, int(sys.argv[1])) if len(sys.argv) > 1 else 20)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("runs", nargs="?", type=int, default=20, help="20 at least")
+    main(max(20, parser.parse_args().runs))

@@ -32,7 +32,7 @@ def calibration(model: Model, precision: str, data: str | None) -> dict[str, Cal
     Without `data` a checkpoint is calibrated on what it was trained on.
 
     Raises:
-        UsageError: `data` was asked for and fits no input.
+        UsageError: `data` was asked for and fits no input, or is the same image throughout.
         NotFoundError, FormatError, MissingExtraError: as `data.images`.
     """
     if precision != "int8":
@@ -56,9 +56,11 @@ def calibration(model: Model, precision: str, data: str | None) -> dict[str, Cal
 def _images(data: str | None) -> Array | None:
     if data is None or data.startswith("text:"):
         return None
-    from edgegen.data import images
+    from edgegen.data import images, refuse_constant
 
-    return images(data)
+    found = images(data)
+    refuse_constant(found, data, "image")
+    return found
 
 
 def _batches(graph: GraphSpec, images: Array | None, data: str | None) -> Calibration:

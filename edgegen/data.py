@@ -211,3 +211,13 @@ def _read_text(path: Path) -> str:
             f"{path}: not UTF-8 text: byte {error.start}: {error.reason}",
             f"run: iconv -t UTF-8 {path}, or leave the file out",
         ) from error
+
+
+def refuse_constant(items: NDArray[Any], source: str, what: str) -> None:
+    """Raise `UsageError` where every item of the data set `source` is the same `what`."""
+    if np.all(items == items[:1]):
+        raise UsageError(
+            f"--data {source}: every {what} is the same: nothing can be learnt from that, and "
+            "every range that is measured on it would be wrong",
+            "give data of the kind the model is used on",
+        )

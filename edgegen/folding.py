@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from edgegen.chains import NORMS, behind
 from edgegen.quantized import (
     CONVOLUTIONS,
     check,
@@ -18,8 +18,6 @@ from edgegen.quantized import (
     quantizer_of,
 )
 from edgegen.spec import Array, Scheme
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Stored(NamedTuple):
@@ -109,7 +107,7 @@ def settle_biases(net: nn.Module) -> None:
     whole number of steps of its sums: int8 kernels add it as int32.
 
     It is moved by half a step, 1/130050 of the range, at most; what is added is the bias, or where
-    a batch norm stands right behind in a `Sequential`, what is left of that in the convolution.
+    a batch norm alone reads the convolution (see `chains`), what is left of that in it.
     """
     followed = _followed(net)
     for name, layer in net.named_modules():
@@ -136,10 +134,8 @@ def _settle_bias(layer: Any, step: Tensor, norm: Any) -> None:
 
 def _followed(net: nn.Module) -> dict[str, nn.Module]:
     """The batch norms right behind a layer, which exporters fold into it, by the layer's name."""
-    found: dict[str, nn.Module] = {}
-    for at, body in net.named_modules():
-        if isinstance(body, nn.Sequential):
-            for (first, _), (_, second) in pairwise(body.named_children()):
-                if isinstance(second, NORMS) and second.affine and second.track_running_stats:
-                    found[f"{at}.{first}" if at else first] = second
-    return found
+    return {
+        name: reader
+        for name, reader in behind(net).items()
+        if isinstance(reader, NORMS) and reader.affine and reader.track_running_stats
+    }

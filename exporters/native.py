@@ -32,6 +32,7 @@ from edgegen.spec import Array, Feed, GraphSpec
 __all__ = ["FILE", "dress", "ledger", "pack", "quantize", "read", "unpack", "write"]
 
 FILE = "model.native.safetensors"
+KV_CACHES = ("int8",)
 # Bits of the layers, and of embedding and head, which lose most.
 BITS = {"fp32": (32, 32), "int8": (8, 8), "int4": (4, 8)}
 

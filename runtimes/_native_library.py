@@ -26,6 +26,7 @@ SIZES = (
     *("positions", "rotary", "bits", "outer_bits"),
 )
 SAID = 200
+BLOCK = 16  # positions whose keys lie together; ROWS of engine.h
 CACHES = {"fp32": 32, "int8": 8}  # bits of a key's or value's number
 INSTALL = (
     "run: pip install --force-reinstall --no-deps edgegen, once there is a compiler "
@@ -171,18 +172,24 @@ class Run:
                 f"native: no memory for a batch of {batch} with {threads} threads",
                 "ask for a smaller batch",
             )
-        sizes = model.sizes
-        shape = (batch, *(sizes[n] for n in ("layers", "kv_heads", "positions", "head_dim")))
+        heads = (batch, *(model.sizes[name] for name in ("layers", "kv_heads")))
+        blocks, width = -(-model.sizes["positions"] // BLOCK), model.sizes["head_dim"]
         kind = ctypes.c_float if bits == 32 else ctypes.c_int8
-        # (batch, layers, kv_heads, positions, head_dim), written and read in place; scales alike,
-        # without the last dimension.
+        # Both (batch, layers, kv_heads, blocks of positions, position, channel), in place: keys lie
+        # the channel before the position, values as they are.
         self._sides = {
-            side: _view(getattr(library, f"eg_run_{side}s")(self.handle), kind, shape)
-            for side in ("key", "value")
+            "key": _view(
+                library.eg_run_keys(self.handle), kind, (*heads, blocks, width, BLOCK)
+            ).swapaxes(-1, -2),
+            "value": _view(
+                library.eg_run_values(self.handle), kind, (*heads, blocks, BLOCK, width)
+            ),
         }
         self._scales = {
             side: _view(
-                getattr(library, f"eg_run_{side}_scales")(self.handle), ctypes.c_float, shape[:-1]
+                getattr(library, f"eg_run_{side}_scales")(self.handle),
+                ctypes.c_float,
+                (*heads, blocks, BLOCK),
             )
             for side in ("key", "value")
             if bits == 8
@@ -196,6 +203,7 @@ class Run:
 
     def put(self, layer: int, side: str, past: Array) -> None:
         """`past` (batch, kv_heads, positions, head_dim) into the cache."""
+        past = _blocks(past)
         end = past.shape[2]
         if not self._scales:
             self._sides[side][:, layer, :, :end] = past
@@ -207,10 +215,11 @@ class Run:
 
     def get(self, layer: int, side: str, end: int) -> Array:
         """A copy of the first `end` positions, (batch, kv_heads, end, head_dim) in fp32."""
-        stored = self._sides[side][:, layer, :, :end].astype(np.float32)
+        blocks = -(-end // BLOCK)
+        stored = self._sides[side][:, layer, :, :blocks].astype(np.float32)
         if self._scales:
-            stored *= self._scales[side][:, layer, :, :end, None]
-        return stored
+            stored *= self._scales[side][:, layer, :, :blocks, :, None]
+        return stored.reshape(*stored.shape[:2], blocks * BLOCK, -1)[:, :, :end]
 
     def forward(self, ids: Array, positions: Array, mask: Array, *, every: bool) -> Array:
         """Logits (batch, time or 1, vocabulary)."""
@@ -231,6 +240,15 @@ class Run:
     def __del__(self) -> None:
         if self.handle:
             self.model.library.eg_run_free(self.handle)
+
+
+def _blocks(past: Array) -> Array:
+    """(batch, kv_heads, positions, head_dim) as (batch, kv_heads, blocks, BLOCK, head_dim)."""
+    batch, heads, count, width = past.shape
+    blocks = -(-count // BLOCK)
+    out = np.zeros((batch, heads, blocks * BLOCK, width), np.float32)
+    out[:, :, :count] = past
+    return out.reshape(batch, heads, blocks, BLOCK, width)
 
 
 def _view(pointer: int, kind: Any, shape: tuple[int, ...]) -> Array:

@@ -168,6 +168,7 @@ class NativeDecoder:
     def __init__(self, session: NativeSession, seed: int) -> None:
         self._session, self._seed = session, seed
         self._text = Text()
+        self._said = ctypes.create_string_buffer(SAID)
 
     def start(self, prompts: tuple[tuple[int, ...], ...], sampling: Sampling) -> Array:
         """Prefill; the first new token of each sequence, (batch,)."""
@@ -194,7 +195,10 @@ class NativeDecoder:
         self._chosen = np.empty(batch, np.int32)
         where = {name: array.ctypes.data for name, array in self._arrays.items()}
         self._text = Text(**where, stride=wide.shape[1], time=time, **_drawing(sampling))
+        # What every step hands over again, looked up once.
+        self._place, self._chosen_at = ctypes.byref(self._text), self._chosen.ctypes.data
         self._is_drawn = sampling.temperature != 0
+        self._ends: tuple[int, ...] = ()
 
     def step(self) -> Array:
         """The next token of each sequence, (batch,)."""
@@ -219,24 +223,25 @@ class NativeDecoder:
             MismatchError: the cache is full, or logits are not finite.
         """
         out = np.empty((steps, len(self._chosen)), np.int64)
-        self._arrays["ends"] = stop = np.array(ends, np.int64)
-        self._text.ends, self._text.end_count = stop.ctypes.data, len(stop)
+        if tuple(ends) != self._ends:
+            self._ends = tuple(ends)
+            self._arrays["ends"] = stop = np.array(ends, np.int64)
+            self._text.ends, self._text.end_count = stop.ctypes.data, len(stop)
         raised: list[BaseException] = []
-        said = ctypes.create_string_buffer(SAID)
         random = self._random(steps) if self._is_drawn else None
         done = self._run.model.library.eg_write(
             self._run.handle,
-            ctypes.byref(self._text),
+            self._place,
             steps,
             random.ctypes.data if random is not None else None,
-            *(out.ctypes.data, self._chosen.ctypes.data),
+            *(out.ctypes.data, self._chosen_at),
             _teller(tell, out, raised) if tell else SILENT,
-            said,
+            self._said,
         )
         if raised:
             raise raised[0]
         if done == -1:
-            raise MismatchError(f"native: {said.value.decode()}", "ask for fewer new tokens")
+            raise MismatchError(f"native: {self._said.value.decode()}", "ask for fewer new tokens")
         if done < 0:
             raise MismatchError(
                 "the model's logits are not finite", "check the bundle with: edgegen verify BUNDLE"

@@ -5,7 +5,8 @@ import pytest
 
 from edgegen.calibration import BATCH, BATCHES, calibration
 from edgegen.data import images
-from edgegen.errors import UsageError
+from edgegen.errors import NotFoundError, UsageError
+from edgegen.images import write_grid
 from edgegen.sources import open_source
 
 
@@ -45,3 +46,16 @@ def test_data_that_no_input_can_take_is_refused_with_its_shape(tiny_checkpoint):
     with pytest.raises(UsageError, match=r"--data digits: no graph of .* \[1, 8, 8\]") as error:
         calibration(gan, "int8", "digits")
     assert "leave --data out" in error.value.hint
+
+
+def test_images_that_are_all_the_same_are_refused(vae, tmp_path):
+    for name in ("one", "two"):
+        write_grid(tmp_path / f"{name}.png", np.full((1, 1, 8, 8), 0.5, np.float32))
+    with pytest.raises(UsageError, match="every image is the same") as error:
+        calibration(vae, "int8", f"images:{tmp_path}")
+    assert "the kind the model is used on" in error.value.hint
+
+
+def test_a_folder_without_images_is_named(vae, tmp_path):
+    with pytest.raises(NotFoundError, match=str(tmp_path)):
+        calibration(vae, "int8", f"images:{tmp_path}")

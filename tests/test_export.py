@@ -1,17 +1,20 @@
 """`export`: a verified bundle, or an error and nothing under its name."""
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from edgegen import eight_bit_cache
+from edgegen import checkpoint, eight_bit_cache, rooms
 from edgegen.bundle import check_files, open_bundle, read_golden
 from edgegen.errors import NotFoundError, ParityError, UnsupportedError, UsageError
 from edgegen.export import export
 from edgegen.exporters import onnx as onnx_exporter
+from edgegen.models import gpt
 from edgegen.runtimes import deploy
 from edgegen.seal import write_manifest
+from edgegen.spec import ModelSpec, Options
 
 FILE = """import torch
 
@@ -323,24 +326,55 @@ def test_bf16_is_refused_where_there_are_no_operators_for_it(tmp_path, formats):
 @pytest.fixture(scope="module")
 def cached_in_8_bits(tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    source = str(tiny_checkpoint("gpt"))
-    (bundle,) = export(source, folder / "out", formats=["openvino"], kv_cache="int8")
+    loaded = checkpoint.load(tiny_checkpoint("gpt"))
+    config = loaded.net.config  # heads of the size that fills the native engine's lanes
+    config = msgspec.structs.replace(config, num_attention_heads=2, num_key_value_heads=2)
+    torch.manual_seed(0)
+    net = gpt.Net(config).eval()
+    torch.nn.init.normal_(net.embed_tokens.weight, std=0.3)
+    source = str(folder / "checkpoint")
+    spec = ModelSpec("gpt", msgspec.to_builtins(config))
+    checkpoint.save(source, spec, net, (), loaded.tokenizer)
+    (bundle,) = export(source, folder / "out", formats=["openvino", "native"], kv_cache="int8")
     return bundle
 
 
 @pytest.mark.slow
-def test_a_cache_in_8_bits_is_kept_so_and_verified(cached_in_8_bits):
+@pytest.mark.parametrize("engine", ["openvino", "native"])
+def test_a_cache_in_8_bits_is_kept_so_and_verified(cached_in_8_bits, engine):
     from edgegen.verify import verify
 
     bundle = open_bundle(cached_in_8_bits.path)
     assert (bundle.manifest.kv_cache, bundle.manifest.precision) == ("int8", "fp32")
-    (artifact,) = bundle.manifest.artifacts
+    artifact = bundle.artifact("model", engine)
     assert artifact.tolerance == "kv-int8"
     assert any("key/value cache in 8 bits" in note and "dB" in note for note in artifact.notes)
-    rows = verify(bundle, "openvino")
+    rows = verify(bundle, engine)
     assert all(row.ok for row in rows)
     by_case = {(row.case, row.output): row.sqnr_db for row in rows}
     assert by_case["filled", "logits"] < 90  # an fp32 cache gives more than 100
+
+
+@pytest.mark.slow
+def test_the_native_engine_opens_such_a_bundle_with_the_small_cache(cached_in_8_bits):
+    head_dim = 16
+
+    def size(**provider):
+        options = Options(threads=1, provider=provider)
+        with deploy(cached_in_8_bits.path, "native", options=options) as deployment:
+            return deployment.session("model").ready(1).cache_bytes
+
+    assert size() == size(cache="int8")
+    assert size() * 4 * head_dim == size(cache="fp32") * (head_dim + 4)
+
+
+def test_the_formats_that_keep_a_cache_are_those_that_the_refusal_names():
+    have = [
+        name
+        for name in rooms.names("edgegen.exporters")
+        if hasattr(rooms.load("edgegen.exporters", name), "KV_CACHES")
+    ]
+    assert tuple(have) == eight_bit_cache.KEEPERS
 
 
 @pytest.mark.slow
@@ -367,12 +401,17 @@ def test_an_engine_that_keeps_fp32_all_the_same_is_found_out(cached_in_8_bits, m
     ("options", "kind", "message", "hint"),
     [
         ({"kv_cache": "int3"}, UsageError, "no key/value cache in 'int3'", "--kv-cache int8"),
-        ({"kv_cache": "int8"}, UnsupportedError, "onnx: a bundle cannot ask for", "--to"),
+        (
+            {"kv_cache": "int8"},
+            UnsupportedError,
+            "onnx: a bundle cannot ask for an int8 key/value cache: only .* native and openvino",
+            "--to native,openvino",
+        ),
         (
             {"kv_cache": "int8", "formats": ["openvino", "torch"]},
             UnsupportedError,
             "torch: a bundle cannot ask for",
-            "--to openvino",
+            "--to native,openvino",
         ),
     ],
 )

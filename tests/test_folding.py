@@ -36,3 +36,29 @@ def test_what_is_added_behind_a_convolution_is_whole_steps_of_its_sums(normed):
     again = copy.deepcopy(net)
     settle_biases(again)
     torch.testing.assert_close(again(x), net(x), rtol=1e-6, atol=1e-7)
+
+
+class Beside(nn.Module):
+    """A convolution and its norm outside any `Sequential`."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(2, 3, 1, bias=False)
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.conv(x)))
+
+
+def test_a_norm_outside_a_sequential_is_settled_with_its_convolution():
+    torch.manual_seed(0)
+    net = Beside().eval()
+    with torch.no_grad():
+        net.norm.bias.uniform_(0.01, 0.02)  # above 0 for all: ReLU passes it
+    quantized.attach(net, {"conv": Scheme(8, 0, input_bits=8)})
+    scale = net.conv.weight.detach().flatten(1).abs().amax(1) / 127
+    quantized.set_weight(net.conv, scale)
+    quantized.set_input(net.conv, 0, 1)
+    settle_biases(net)
+    step = scale / 255 * net.norm.weight / (net.norm.running_var + net.norm.eps).sqrt()
+    counted = (net(torch.zeros(1, 2, 1, 1)).flatten() / step).detach()
+    torch.testing.assert_close(counted, counted.round(), rtol=0, atol=2e-3)

@@ -94,6 +94,16 @@ def test_a_third_party_adds_a_plug_in_by_an_entry_point(room, tmp_path):
     del sys.modules["their_engine"]
 
 
+def test_the_rooms_own_file_is_not_replaced_by_an_entry_point(room, tmp_path):
+    (room / "own.py").write_text("WHOSE = 'ours'\n")
+    (tmp_path / "their_engine.py").write_text("WHOSE = 'theirs'\n")
+    info = tmp_path / "theirs-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[{room.name}]\nown = their_engine\n")
+    assert rooms.load(room.name, "own").WHOSE == "ours"
+
+
 def test_every_extra_that_a_hint_names_exists():
     extras = set(metadata.metadata("edgegen").get_all("Provides-Extra"))
     assert set(rooms.EXTRA_OF.values()) <= extras

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,32 @@ FORMAT_OF = {"onnxruntime": "onnx"}
 
 
 def build(model: Path, output: Path, precision: str, options: dict[str, str]) -> str:
-    """`edgegen export`; what it said of the precision."""
+    """`edgegen export`, or `compress` and `export` where the options ask for a narrower head.
+
+    Returns:
+        What it said of the precision.
+    """
     from edgegen.export import export
 
     kind = FORMAT_OF.get(options["runtime"], options["runtime"])
-    [bundle] = export(str(model), output, formats=[kind], precisions=[precision])
+    with tempfile.TemporaryDirectory() as folder:
+        source = model
+        if "embedding_bits" in options:
+            source = Path(folder) / "narrow"
+            _quantize(model, source, precision, int(options["embedding_bits"]))
+        [bundle] = export(str(source), output, formats=[kind], precisions=[precision])
     notes = [note for artifact in bundle.manifest.artifacts for note in artifact.notes]
     return "; ".join([precision, *notes])
+
+
+def _quantize(model: Path, output: Path, precision: str, embedding_bits: int) -> None:
+    """Plain rounding, as `export` does it, the embedding and the head included."""
+    from edgegen.compress import compress
+    from edgegen.recipe import Recipe, Step
+
+    options = {"bits": int(precision.removeprefix("int")), "group_size": 32, "symmetric": True}
+    step = Step("quantize", options=options | {"embedding_bits": embedding_bits})
+    compress(model, Recipe(steps=(step,)), output, measure=False)
 
 
 def open_model(path: Path, threads: int, context: int, options: dict[str, str]) -> Text:

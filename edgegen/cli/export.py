@@ -44,7 +44,10 @@ def export(
     data: str = typer.Option("", help="Calibration images for int8: digits, idx:DIR, images:DIR."),
     group_size: int = typer.Option(0, help="Group of int4 weights; 0 chooses from the channels."),
     kv_cache: str = typer.Option(
-        "", "--kv-cache", metavar="int8", help="Keep text's key/value cache in 8 bits (openvino)."
+        "",
+        "--kv-cache",
+        metavar="int8",
+        help="Keep text's key/value cache in 8 bits (openvino, native).",
     ),
     json: bool = typer.Option(False, "--json", help="Print the manifest as JSON."),
     quiet: bool = typer.Option(False, "-q", "--quiet", help="No progress."),

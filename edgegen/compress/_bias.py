@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgegen.compress._smooth import HEAVY, NORMS, TRANSPOSED
+from edgegen.chains import NORMS, behind, chains
+from edgegen.compress._smooth import HEAVY, TRANSPOSED
 from edgegen.compress._static import bias_of
 from edgegen.errors import UnsupportedError
 
@@ -36,8 +37,9 @@ def shift_biases(
         UnsupportedError: none is left.
     """
     done = []
+    readers = behind(net)
     for name, means in _inputs(net):
-        place, layer = bias_of(net, name), net.get_submodule(name)
+        place, layer = bias_of(net, name, readers), net.get_submodule(name)
         if name not in after or place is None or getattr(layer, "groups", 1) != 1:
             continue
         change = (after[name] - before[name]).unflatten(1, (len(means), -1))
@@ -56,13 +58,11 @@ def shift_biases(
 
 
 def _inputs(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The layers of every `Sequential` whose input's mean, by channel, follows from a norm."""
-    for at, body in net.named_modules():
-        if not isinstance(body, nn.Sequential):
-            continue
+    """The layers whose input's mean, by channel, follows from a norm."""
+    for chain in chains(net):
         norm: Any = None
         slope = 1.0
-        for name, child in body.named_children():
+        for name, child in chain:
             if isinstance(child, NORMS) and child.affine:
                 norm, slope = child, 1.0
             elif isinstance(child, nn.ReLU | nn.LeakyReLU) and slope == 1:
@@ -70,7 +70,7 @@ def _inputs(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
             elif isinstance(child, HEAVY):
                 if norm is not None:
                     mean = rectified_mean(norm.bias.detach(), norm.weight.detach().abs(), slope)
-                    yield (f"{at}.{name}" if at else name), mean
+                    yield name, mean
                 norm = None
             elif not isinstance(child, PASS):
                 norm = None

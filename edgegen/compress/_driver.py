@@ -30,9 +30,10 @@ from edgegen.compress._open import check_finite, open_work, sha256_of, traces
 from edgegen.compress._run import Run, baseline, load, save, verdict_of
 from edgegen.compress._vocabulary import likewise
 from edgegen.compress._work import Setting, Target, Work
-from edgegen.errors import EdgeGenError, GateError, UsageError
+from edgegen.errors import EdgeGenError, GateError, UnsupportedError, UsageError
+from edgegen.exporters._adapters import FORMATS as SWITCHED
 from edgegen.quantized import count
-from edgegen.recipe import Recipe, Step, check, check_order, options_of, shipped
+from edgegen.recipe import MERGE, Recipe, Step, check, check_order, options_of, shipped
 from edgegen.recipe import read as read_recipe
 from edgegen.spec import Report, silent
 from edgegen.steps import Entry, Verdict
@@ -96,7 +97,7 @@ def compress(
     checkpoint.check_replaceable(output)
     check(recipe)
     options = [options_of(step, rooms.load(ROOM, step.kind).Options) for step in recipe.steps]
-    format_of(target)
+    _check_target(recipe, options, target, measure)
     _check_budgets(recipe, options)
     report("read the model", 0, 1)
     work = open_work(str(source), inputs, pixels)
@@ -261,6 +262,19 @@ def _in_tokens_of(work: Work, run: Run) -> Setting:
     if material is not None and run.data and material.tokenizer != work.tokenizer:
         material = read_material(work, run.data, setting.report)
     return setting._replace(original=likewise(setting.original, work), material=material)
+
+
+def _check_target(recipe: Recipe, options: Sequence[Any], target: Target, measure: bool) -> None:
+    """Refuse, before hours of training, what the target's engine could not be given to measure."""
+    kind = format_of(target)
+    for number, (step, one) in enumerate(zip(recipe.steps, options, strict=True), start=1):
+        beside = getattr(one, MERGE, True) is False
+        if measure and step.gate and beside and kind not in SWITCHED:
+            raise UnsupportedError(
+                f"recipe: step {number}, {step.kind}: its adapters stay beside the model, and "
+                f"{target.runtime} has no place for them: nothing could be measured",
+                "set merge = true, or measure with --runtime onnxruntime or openvino",
+            )
 
 
 def _check_budgets(recipe: Recipe, options: Sequence[Any]) -> None:

@@ -86,9 +86,10 @@ def round_layers(
     for name, scheme in layers.items():
         weight = matrix(net.get_submodule(name))
         found = recovered(weight, scheme) if how.zero == "auto" else None
-        if found is not None and not _whole(found):
+        if found is not None:
             grids[name] = found
-            notes[name] = "lay on such a grid already, with zeros that are not whole: kept"
+            zeros = "" if _whole(found) else ", with zeros that are not whole"
+            notes[name] = f"lay on such a grid already{zeros}: kept"
         elif scheme.bits == 8 and weight.shape[1] % COARSE.group_size == 0:
             lies = recovered(weight, COARSE) is not None
             notes |= {name: "lies on a 4-bit grid: int4-g32 would lose nothing"} if lies else {}

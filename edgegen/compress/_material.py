@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from edgegen import checkpoint, data, rooms
 from edgegen.batches import Material
 from edgegen.compress._work import Work
 from edgegen.errors import MismatchError, NotFoundError, UsageError
 from edgegen.models import gpt
-from edgegen.spec import Array, Report, silent
+from edgegen.spec import Report, silent
 from edgegen.text import Tokenizer
 
 WINDOW = 512  # tokens a piece of text has at most: more is slow to learn from, and little is gained
@@ -58,7 +57,7 @@ def _text(work: Work, source: str) -> Material:
             "wanted at least 2 of each",
             "give more text",
         )
-    _refuse_constant(parts[0], source, "token")
+    data.refuse_constant(parts[0], source, "token")
     window = min(config.max_position_embeddings, WINDOW, shortest - 1) + 1
     return Material(parts[0], parts[1], config, window, work.tokenizer)
 
@@ -88,7 +87,7 @@ def _images(work: Work, source: str, report: Report) -> Material:
         )
     if len(images) < 2:
         raise UsageError(f"--data {source}: {len(images)} image, wanted 2", "give more images")
-    _refuse_constant(images, source, "image")
+    data.refuse_constant(images, source, "image")
     mine, held = data.split(len(images))
     return Material(images[mine], images[held], _config(work))
 
@@ -118,12 +117,3 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
     return len(shape) == len(wanted) and all(
         isinstance(want, str) or want == have for have, want in zip(shape, wanted, strict=True)
     )
-
-
-def _refuse_constant(items: Array, source: str, what: str) -> None:
-    if np.all(items == items[:1]):
-        raise UsageError(
-            f"--data {source}: every {what} is the same: nothing can be learnt from that, and "
-            "every range that is measured on it would be wrong",
-            "give data of the kind the model is used on",
-        )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edgegen.chains import NORMS, chains
 from edgegen.compress._replay import Replay
 from edgegen.models.gpt import GatedMLP, Net
 
@@ -20,7 +21,6 @@ TINY = 1e-8
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 HEAVY = (nn.Linear, *CONVS, *TRANSPOSED)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Seen(NamedTuple):
@@ -178,24 +178,18 @@ class Link(NamedTuple):
 
 
 def links(net: nn.Module) -> Iterator[Link]:
-    """Every such pair in a `Sequential` of `net`, one after the other."""
-    for at, body in net.named_modules():
-        if not isinstance(body, nn.Sequential):
-            continue
-        prefix = f"{at}." if at else ""
-        names = [name for name, _ in body.named_children()]
-        heavy = [n for n in names if isinstance(body.get_submodule(n), HEAVY)]
+    """Every such pair of `net`, one after the other."""
+    for chain in chains(net):
+        heavy = [index for index, (_, child) in enumerate(chain) if isinstance(child, HEAVY)]
         for first, second in pairwise(heavy):
-            between = names[names.index(first) + 1 : names.index(second)]
-            kinds = [body.get_submodule(n) for n in between]
-            norms = [n for n, k in zip(between, kinds, strict=True) if isinstance(k, NORMS)]
-            rest = [k for k in kinds if not isinstance(k, NORMS)]
+            between = chain[first + 1 : second]
+            norms = [name for name, child in between if isinstance(child, NORMS)]
+            rest = [child for _, child in between if not isinstance(child, NORMS)]
             passes = all(isinstance(k, nn.ReLU | nn.LeakyReLU | nn.Identity) for k in rest)
-            leads = not norms or between[0] == norms[0]
-            plain = _ungrouped(body.get_submodule(second)) and _ungrouped(body.get_submodule(first))
+            leads = not norms or between[0][0] == norms[0]
+            plain = _ungrouped(chain[second][1]) and _ungrouped(chain[first][1])
             if passes and leads and len(norms) < 2 and plain:
-                norm = prefix + norms[0] if norms else ""
-                yield Link(prefix + first, norm, prefix + second)
+                yield Link(chain[first][0], norms[0] if norms else "", chain[second][0])
 
 
 def _ungrouped(layer: nn.Module) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgegen.chains import behind
 from edgegen.compress._observers import KEPT, OBSERVERS, Observer, Range, thinned
 from edgegen.compress._probe import Probe
 from edgegen.compress._replay import Replay
@@ -52,13 +53,15 @@ def correct_bias(
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2 (empirical).
     """
     replay = Replay(net, probe)
-    able = [name for name in replay.order if name in names and bias_of(net, name) is not None]
+    readers = behind(net)
+    places = {name: bias_of(net, name, readers) for name in replay.order if name in names}
+    able = [name for name, place in places.items() if place is not None]
     wanted = _means(Replay(original, probe), able)
     for index, name in enumerate(able):
         now = _means(replay, [name])[name]
-        bias = bias_of(net, name)
-        assert bias is not None
-        sign, values = bias
+        place = places[name]
+        assert place is not None
+        sign, values = place
         values.data.add_(sign * (wanted[name] - now))
         report("bias correction", index + 1, len(able))
     return able
@@ -79,19 +82,15 @@ def _means(replay: Replay, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def bias_of(net: nn.Module, name: str) -> tuple[float, Tensor] | None:
-    """What shifts a layer's output, and by which sign: its bias, or the batch norm's mean."""
+def bias_of(
+    net: nn.Module, name: str, readers: Mapping[str, nn.Module]
+) -> tuple[float, Tensor] | None:
+    """What shifts a layer's output, and by which sign: its bias, or the mean of the batch norm
+    right behind it. `readers` are `chains.behind` of the net."""
     layer = net.get_submodule(name)
     if getattr(layer, "bias", None) is not None:
         return 1.0, layer.bias
-    parent, _, last = name.rpartition(".")
-    body = net.get_submodule(parent) if parent else net
-    if isinstance(body, nn.Sequential):
-        children = dict(body.named_children())
-        order = list(children)
-        behind = order[order.index(last) + 1 :][:1]
-        if behind and isinstance(children[behind[0]], nn.BatchNorm1d | nn.BatchNorm2d):
-            mean = children[behind[0]].running_mean
-            # The norm subtracts its mean: a smaller one raises what comes out.
-            return (-1.0, mean) if mean is not None else None
-    return None
+    norm = readers.get(name)
+    if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None:
+        return None
+    return -1.0, norm.running_mean  # it is subtracted: a smaller one raises what comes out

@@ -66,19 +66,27 @@ static int sieve_new(Sieve *s, int count) {
     return s->x && s->weight && s->id && s->heap && s->kept;
 }
 
-static int thread_new(Thread *t, const Model *m, int capacity) {
+static int desk_new(Desk *d, const Model *m, size_t tokens) {
     const size_t width = (size_t)widest(m);
-    t->x = floats(TILE * (size_t)m->hidden);         /* the residual stream: each has its own */
-    t->normed = floats(TILE * width);
-    t->part = floats(TILE * (size_t)(m->layer[0].qkv.rows > (int)width ? m->layer[0].qkv.rows : (int)width));
-    t->scores = floats((size_t)capacity);
-    t->turn = floats(TILE * (size_t)m->head_dim);    /* cos, then sin, of each pair of channels */
-    t->input.q = floats(TILE * width / 4);
-    t->input.scale = floats(TILE * width / GROUP);
-    t->input.sum = floats(TILE * width / GROUP);
-    if (!sieve_new(&t->sieve, m->vocabulary)) return 0;
-    return t->x && t->normed && t->part && t->scores && t->turn && t->input.q && t->input.scale &&
-           t->input.sum;
+    d->normed = floats(tokens * width);
+    d->turn = floats(tokens * (size_t)m->head_dim);
+    d->input.q = floats(tokens * width / 4);
+    d->input.scale = floats(tokens * width / GROUP);
+    d->input.sum = floats(tokens * width / GROUP);
+    return d->normed && d->turn && d->input.q && d->input.scale && d->input.sum;
+}
+
+static void desk_free(Desk *d) {
+    free(d->normed), free(d->turn), free(d->input.q), free(d->input.scale), free(d->input.sum);
+}
+
+static int thread_new(Thread *t, const Model *m, int room) {
+    const int width = widest(m), rows = m->layer[0].qkv.rows;
+    t->x = floats(TILE * (size_t)m->hidden); /* the residual stream, of its own tokens */
+    t->part = floats(TILE * (size_t)(rows > width ? rows : width));
+    t->scores = floats(ABREAST * (size_t)room);
+    const int good = desk_new(&t->desk, m, TOGETHER) && sieve_new(&t->sieve, m->vocabulary);
+    return good && t->x && t->part && t->scores;
 }
 
 EXPORT void eg_run_free(Run *r) {
@@ -86,11 +94,12 @@ EXPORT void eg_run_free(Run *r) {
     crew_free(r->crew);
     for (int i = 0; r->thread && i < r->threads; i++) {
         Thread *t = &r->thread[i];
-        free(t->x), free(t->normed), free(t->part), free(t->scores), free(t->turn);
-        free(t->input.q), free(t->input.scale), free(t->input.sum);
+        free(t->x), free(t->part), free(t->scores);
+        desk_free(&t->desk);
         free(t->sieve.x), free(t->sieve.weight), free(t->sieve.id), free(t->sieve.heap);
         free(t->sieve.kept);
     }
+    desk_free(&r->desk);
     free(r->thread), free(r->best), free(r->where), free(r->keys), free(r->values);
     free(r->key_scales), free(r->value_scales);
     free(r->query), free(r->attended), free(r->added), free(r->inner), free(r->logits);
@@ -105,12 +114,13 @@ EXPORT Run *eg_run_new(const Model *m, int batch, int threads, int cache_bits, c
     r->model = m;
     r->batch = batch;
     r->capacity = m->positions;
+    r->room = (m->positions + ROWS - 1) / ROWS * ROWS;
     r->kernels = kernels_named(kernels);
     r->crew = r->kernels ? crew_new(threads) : NULL;
     const size_t width = (size_t)m->heads * m->head_dim;
     r->threads = threads;
     r->cache_bits = cache_bits;
-    const size_t cached = (size_t)batch * m->layers * m->kv_heads * r->capacity;
+    const size_t cached = (size_t)batch * m->layers * m->kv_heads * r->room;
     const size_t bytes = cached * m->head_dim * (size_t)cache_bits / 8;
     r->keys = calloc(bytes, 1); /* pages come when they are first written */
     r->values = calloc(bytes, 1);
@@ -125,9 +135,10 @@ EXPORT Run *eg_run_new(const Model *m, int batch, int threads, int cache_bits, c
     r->best = calloc((size_t)threads, sizeof *r->best);
     r->where = calloc((size_t)threads, sizeof *r->where);
     int good = r->crew && r->keys && r->values &&
-               (cache_bits == 32 || (r->key_scales && r->value_scales)) && r->query && r->attended && r->added && r->inner &&
-               r->logits && r->thread && r->best && r->where;
-    for (int i = 0; good && i < threads; i++) good = thread_new(&r->thread[i], m, r->capacity);
+               (cache_bits == 32 || (r->key_scales && r->value_scales)) && r->query &&
+               r->attended && r->added && r->inner && r->logits && r->thread && r->best &&
+               r->where && desk_new(&r->desk, m, TILE);
+    for (int i = 0; good && i < threads; i++) good = thread_new(&r->thread[i], m, r->room);
     if (good) return r;
     eg_run_free(r);
     return NULL;
@@ -156,14 +167,15 @@ static float half(uint16_t bits) {
 
 /* One row of a packed matrix, as floats. */
 static void unpack_row(const Matrix *m, int row, float *x) {
-    const int block = row / ROWS, lane = row % ROWS;
+    const int lane = row % ROWS;
+    const size_t line = (size_t)(row / ROWS) * m->k;
+    float scale = 1;
     for (int k = 0; k < m->k; k++) {
-        const size_t line = (size_t)block * m->k;
         if (m->bits == 32) {
             x[k] = ((const float *)m->weights)[(line + k) * ROWS + lane];
             continue;
         }
-        const float scale = half(m->scales[((size_t)block * (m->k / GROUP) + k / GROUP) * ROWS + lane]);
+        if (k % GROUP == 0) scale = half(m->scales[(line + k) / GROUP * ROWS + lane]);
         if (m->bits == 8) {
             x[k] = scale * ((int)m->weights[line * ROWS + (size_t)(k / 4) * 64 + lane * 4 + k % 4] - 128);
         } else {
@@ -173,21 +185,46 @@ static void unpack_row(const Matrix *m, int row, float *x) {
     }
 }
 
-static void project(const Run *r, Thread *t, const Matrix *m, const float *x, int tokens, int block,
-                    int end, float *y, size_t stride) {
-    t->input.k = m->k;
-    t->input.exact = x;
-    r->kernels->project(m, &t->input, tokens, block, end, y, stride);
+/* The tokens that a thread normalises, rounds and keeps the residual stream of: with few all of them,
+   each thread for itself, since a meeting takes longer; with many a share, laid on a common desk. */
+typedef struct {
+    int from, to, together;
+    Desk *desk;
+} Own;
+
+static Own own_of(Run *r, int thread, int tokens) {
+    Own own = {0, tokens, tokens >= TOGETHER, &r->thread[thread].desk};
+    if (!own.together) return own;
+    own.desk = &r->desk;
+    share(tokens, thread, crew_size(r->crew), &own.from, &own.to);
+    return own;
 }
 
-static void rounded(const Run *r, Thread *t, const Matrix *m, const float *x, int tokens) {
-    if (m->bits != 32) r->kernels->quantize(x, tokens, m->k, &t->input);
+/* All rows of x as the kernels take them; a thread rounds its own, then waits for the others'. */
+static Input rounded(const Run *r, const Own *own, const Matrix *m, const float *x) {
+    Input in = own->desk->input;
+    const size_t first = (size_t)own->from * m->k;
+    in.k = m->k;
+    in.exact = x;
+    if (m->bits != 32) {
+        Input mine = {in.q + first, in.scale + first / GROUP, in.sum + first / GROUP, NULL, m->k};
+        r->kernels->quantize(x + first, own->to - own->from, m->k, &mine);
+    }
+    if (own->together) crew_meet(r->crew);
+    return in;
+}
+
+static void normalise(const Run *r, const Thread *t, const Own *own, const Norm *norm) {
+    const Model *m = r->model;
+    const size_t first = (size_t)own->from * m->hidden;
+    r->kernels->normalise(t->x + first, norm, own->to - own->from, m->hidden, m->epsilon,
+                          own->desk->normed + first);
 }
 
 /* The first position of a head in the cache. */
 static size_t cached(const Run *r, int sequence, int layer, int head) {
     const Model *m = r->model;
-    return (((size_t)sequence * m->layers + layer) * m->kv_heads + head) * r->capacity;
+    return (((size_t)sequence * m->layers + layer) * m->kv_heads + head) * r->room;
 }
 
 /* Turn each pair of channels (c, c + head_dim / 2). Source: Su et al. 2021, arXiv:2104.09864. */
@@ -200,10 +237,10 @@ static void turn(float *x, const float *angles, int head_dim) {
     }
 }
 
-static void begin(const Pass *p, Thread *t, int first, int tokens) {
+static void begin(const Pass *p, Thread *t, const Own *own, int first) {
     const Model *m = p->run->model;
     const int pairs = m->head_dim / 2;
-    for (int n = 0; n < tokens; n++) {
+    for (int n = own->from; n < own->to; n++) {
         float *x = t->x + (size_t)n * m->hidden;
         const int64_t position = p->positions[first + n];
         unpack_row(&m->embedding, (int)p->ids[first + n], x);
@@ -211,92 +248,127 @@ static void begin(const Pass *p, Thread *t, int first, int tokens) {
             for (int i = 0; i < m->hidden; i++) x[i] += m->learned[position * m->hidden + i];
         for (int i = 0; m->rotary && i < pairs; i++) {
             const float angle = (float)position * m->frequencies[i];
-            t->turn[(size_t)n * m->head_dim + i] = cosf(angle);
-            t->turn[(size_t)n * m->head_dim + pairs + i] = sinf(angle);
+            own->desk->turn[(size_t)n * m->head_dim + i] = cosf(angle);
+            own->desk->turn[(size_t)n * m->head_dim + pairs + i] = sinf(angle);
         }
     }
 }
 
-/* One head of one position to the cache. */
-static void store(const Run *r, void *cache, float *scales, size_t at, const float *x) {
-    const size_t hd = (size_t)r->model->head_dim;
+/* One head of one position to the cache; engine.h draws where it lies. What this thread has rounded
+   for the product before is no longer needed, so its bytes serve here. */
+static void store_key(const Run *r, Thread *t, size_t head, int at, const float *x) {
+    const int hd = r->model->head_dim;
+    const size_t first = (head + (size_t)(at / ROWS * ROWS)) * hd + at % ROWS;
+    if (r->cache_bits == 32) {
+        for (int c = 0; c < hd; c++) ((float *)r->keys)[first + (size_t)c * ROWS] = x[c];
+        return;
+    }
+    r->kernels->round8(x, hd, t->desk.input.q, r->key_scales + head + at);
+    for (int c = 0; c < hd; c++) ((int8_t *)r->keys)[first + (size_t)c * ROWS] = t->desk.input.q[c];
+}
+
+static void store_value(const Run *r, size_t head, int at, const float *x) {
+    const size_t hd = (size_t)r->model->head_dim, first = (head + (size_t)at) * hd;
     if (r->cache_bits == 32)
-        memcpy((float *)cache + at * hd, x, sizeof(float) * hd);
+        memcpy((float *)r->values + first, x, sizeof(float) * hd);
     else
-        r->kernels->round8(x, (int)hd, (int8_t *)cache + at * hd, scales + at);
+        r->kernels->round8(x, (int)hd, (int8_t *)r->values + first, r->value_scales + head + at);
 }
 
 /* Queries to the tile's buffer, keys and values to the cache: a thread's share of all heads. */
-static void project_heads(const Pass *p, Thread *t, int thread, int layer, int first, int tokens) {
+static void project_heads(const Pass *p, Thread *t, const Own *own, int thread, int layer, int first,
+                          int tokens) {
     const Run *r = p->run;
     const Model *m = r->model;
     const Matrix *qkv = &m->layer[layer].qkv;
     const int hd = m->head_dim, per_head = hd / ROWS;
     int from, to;
     share(m->heads + 2 * m->kv_heads, thread, crew_size(r->crew), &from, &to);
-    rounded(r, t, qkv, t->normed, tokens);
-    project(r, t, qkv, t->normed, tokens, from * per_head, to * per_head, t->part, (size_t)qkv->rows);
+    const Input in = rounded(r, own, qkv, own->desk->normed);
+    r->kernels->project(qkv, &in, tokens, from * per_head, to * per_head, t->part, (size_t)qkv->rows);
     for (int n = 0; n < tokens; n++)
         for (int unit = from; unit < to; unit++) {
             float *x = t->part + (size_t)n * qkv->rows + (size_t)unit * hd;
             const int sequence = (first + n) / p->time, at = p->past + (first + n) % p->time;
             const int kv = unit - m->heads;
-            if (m->rotary && kv < m->kv_heads) turn(x, t->turn + (size_t)n * hd, hd);
+            if (m->rotary && kv < m->kv_heads) turn(x, own->desk->turn + (size_t)n * hd, hd);
             if (kv < 0)
                 memcpy(r->query + ((size_t)n * m->heads + unit) * hd, x, sizeof(float) * (size_t)hd);
             else if (kv < m->kv_heads)
-                store(r, r->keys, r->key_scales, cached(r, sequence, layer, kv) + at, x);
+                store_key(r, t, cached(r, sequence, layer, kv), at, x);
             else
-                store(r, r->values, r->value_scales,
-                      cached(r, sequence, layer, kv - m->kv_heads) + at, x);
+                store_value(r, cached(r, sequence, layer, kv - m->kv_heads), at, x);
         }
+}
+
+/* Where the tile's runs of tokens begin that go over the cache together: neighbours of one sequence.
+   Returns how many there are; start[that] is the tile's end. */
+static int runs_of(const Pass *p, int first, int tokens, int start[TILE + 1]) {
+    int runs = 0;
+    for (int n = 0; n < tokens; runs++) {
+        const int left = p->time - (first + n) % p->time;
+        start[runs] = n;
+        n += left < ABREAST ? left : ABREAST;
+    }
+    start[runs] = tokens;
+    return runs;
 }
 
 static void attend(const Pass *p, Thread *t, int thread, int layer, int first, int tokens) {
     const Run *r = p->run;
     const Model *m = r->model;
     const int hd = m->head_dim, group = m->heads / m->kv_heads;
-    int from, to;
-    share(tokens * m->heads, thread, crew_size(r->crew), &from, &to);
+    int start[TILE + 1], from, to;
+    const int runs = runs_of(p, first, tokens, start);
+    share(runs * m->heads, thread, crew_size(r->crew), &from, &to);
     for (int unit = from; unit < to; unit++) {
-        const int n = unit / m->heads, head = unit % m->heads;
-        const int sequence = (first + n) / p->time, at = p->past + (first + n) % p->time;
+        const int head = unit / runs, n = start[unit % runs];
+        const int sequence = (first + n) / p->time;
         const size_t cache = cached(r, sequence, layer, head / group);
+        const size_t at = cache * hd * (size_t)r->cache_bits / 8;
         const size_t own = ((size_t)n * m->heads + head) * hd;
-        const uint8_t *mask = p->mask + (size_t)sequence * p->stride;
-        if (r->cache_bits == 32)
-            r->kernels->attend(r->query + own, (const float *)r->keys + cache * hd,
-                               (const float *)r->values + cache * hd, mask, at + 1, hd, t->scores,
-                               r->attended + own);
-        else
-            r->kernels->attend8(r->query + own, (const int8_t *)r->keys + cache * hd,
-                                r->key_scales + cache, (const int8_t *)r->values + cache * hd,
-                                r->value_scales + cache, mask, at + 1, hd, t->scores,
-                                r->attended + own);
+        const Attention a = {
+            .query = r->query + own,
+            .y = r->attended + own,
+            .stride = (size_t)m->heads * hd,
+            .keys = (const char *)r->keys + at,
+            .values = (const char *)r->values + at,
+            .key_scales = r->cache_bits == 8 ? r->key_scales + cache : NULL,
+            .value_scales = r->cache_bits == 8 ? r->value_scales + cache : NULL,
+            .mask = p->mask + (size_t)sequence * p->stride,
+            .scores = t->scores,
+            .tokens = start[unit % runs + 1] - n,
+            .count = p->past + (first + n) % p->time + 1,
+            .head_dim = hd,
+            .room = r->room,
+        };
+        r->kernels->attend(&a);
     }
 }
 
 /* A thread's share of the rows of y = m x; everybody's are there after the meeting. */
-static void project_share(const Run *r, Thread *t, int thread, const Matrix *m, const float *x,
-                          int tokens, float *y, size_t stride) {
+static void project_share(const Run *r, const Own *own, int thread, const Matrix *m, const float *x,
+                          int tokens, float *y) {
     int from, to;
     share(m->rows / ROWS, thread, crew_size(r->crew), &from, &to);
-    rounded(r, t, m, x, tokens);
-    project(r, t, m, x, tokens, from, to, y, stride);
+    const Input in = rounded(r, own, m, x);
+    r->kernels->project(m, &in, tokens, from, to, y, (size_t)m->rows);
 }
 
-static void add(float *x, const float *y, size_t count) {
-    for (size_t i = 0; i < count; i++) x[i] += y[i];
+/* What the layer adds to the residual stream, after the meeting that completes it. */
+static void add(const Run *r, const Thread *t, const Own *own) {
+    const size_t width = (size_t)r->model->hidden;
+    for (size_t i = own->from * width; i < own->to * width; i++) t->x[i] += r->added[i];
 }
 
-static void mlp(const Run *r, Thread *t, int thread, const Layer *l, int tokens) {
+static void mlp(const Run *r, Thread *t, const Own *own, int thread, const Layer *l, int tokens) {
     const int width = l->up.rows;
     int from, to;
     share(width / ROWS, thread, crew_size(r->crew), &from, &to);
-    rounded(r, t, &l->up, t->normed, tokens);
+    const Input in = rounded(r, own, &l->up, own->desk->normed);
     if (l->gate.weights)
-        project(r, t, &l->gate, t->normed, tokens, from, to, t->part, (size_t)width);
-    project(r, t, &l->up, t->normed, tokens, from, to, r->inner, (size_t)width);
+        r->kernels->project(&l->gate, &in, tokens, from, to, t->part, (size_t)width);
+    r->kernels->project(&l->up, &in, tokens, from, to, r->inner, (size_t)width);
     for (int n = 0; n < tokens; n++) {
         const size_t at = (size_t)n * width + (size_t)from * ROWS;
         const int count = (to - from) * ROWS;
@@ -309,43 +381,51 @@ static void mlp(const Run *r, Thread *t, int thread, const Layer *l, int tokens)
     }
 }
 
-static void layers(const Pass *p, Thread *t, int thread, int first, int tokens) {
+static void layers(const Pass *p, Thread *t, const Own *own, int thread, int first, int tokens) {
     const Run *r = p->run;
     const Model *m = r->model;
-    const size_t stream = (size_t)tokens * m->hidden;
     for (int i = 0; i < m->layers; i++) {
         const Layer *l = &m->layer[i];
-        r->kernels->normalise(t->x, &l->before, tokens, m->hidden, m->epsilon, t->normed);
-        project_heads(p, t, thread, i, first, tokens);
+        normalise(r, t, own, &l->before);
+        project_heads(p, t, own, thread, i, first, tokens);
         crew_meet(r->crew);
         attend(p, t, thread, i, first, tokens);
         crew_meet(r->crew);
-        project_share(r, t, thread, &l->out, r->attended, tokens, r->added, (size_t)m->hidden);
+        project_share(r, own, thread, &l->out, r->attended, tokens, r->added);
         crew_meet(r->crew);
-        add(t->x, r->added, stream);
-        r->kernels->normalise(t->x, &l->after, tokens, m->hidden, m->epsilon, t->normed);
-        mlp(r, t, thread, l, tokens);
+        add(r, t, own);
+        normalise(r, t, own, &l->after);
+        mlp(r, t, own, thread, l, tokens);
         crew_meet(r->crew);
-        project_share(r, t, thread, &l->down, r->inner, tokens, r->added, (size_t)m->hidden);
+        project_share(r, own, thread, &l->down, r->inner, tokens, r->added);
         crew_meet(r->crew);
-        add(t->x, r->added, stream);
+        add(r, t, own);
     }
 }
 
 /* Logits of the tile's tokens that are wanted, and the best of this thread's rows. */
-static int head(const Pass *p, Thread *t, int thread, int first, int tokens, int *row) {
+static int head(const Pass *p, const Thread *t, const Own *own, int thread, int first, int tokens,
+                int *row) {
     const Run *r = p->run;
     const Model *m = r->model;
+    Own wanted = *own; /* the same tokens, counted without those that need no logits */
     int count = 0;
+    wanted.from = wanted.to = 0;
     for (int n = 0; n < tokens; n++) {
         const int last = (first + n) % p->time == p->time - 1;
         if (!p->all && !last) continue;
         row[count] = p->all ? first + n : (first + n) / p->time;
-        r->kernels->normalise(t->x + (size_t)n * m->hidden, &m->last, 1, m->hidden, m->epsilon,
-                              t->normed + (size_t)count++ * m->hidden);
+        if (n >= own->from && n < own->to) {
+            r->kernels->normalise(t->x + (size_t)n * m->hidden, &m->last, 1, m->hidden, m->epsilon,
+                                  own->desk->normed + (size_t)count * m->hidden);
+            wanted.to = count + 1;
+        }
+        wanted.from += n < own->from;
+        count++;
     }
+    if (wanted.to < wanted.from) wanted.to = wanted.from;
     if (!count) return 0;
-    project_share(r, t, thread, &m->head, t->normed, count, r->logits, (size_t)m->head.rows);
+    project_share(r, &wanted, thread, &m->head, own->desk->normed, count, r->logits);
     int from, to;
     share(m->head.rows / ROWS, thread, crew_size(r->crew), &from, &to);
     from *= ROWS, to *= ROWS;
@@ -397,10 +477,11 @@ static void pass(void *job, int thread) {
     for (int first = 0, turn = 0; first < total; first += TILE, turn ^= 1) {
         const int tokens = total - first < TILE ? total - first : TILE;
         if (thread == 0) r->stop[turn] = p->cancel && *p->cancel;
-        begin(p, t, first, tokens);
-        layers(p, t, thread, first, tokens);
+        const Own own = own_of(r, thread, tokens);
+        begin(p, t, &own, first);
+        layers(p, t, &own, thread, first, tokens);
         if (r->stop[turn]) return;
-        const int count = head(p, t, thread, first, tokens, row);
+        const int count = head(p, t, &own, thread, first, tokens, row);
         if (!count) continue;
         crew_gather(r->crew);
         hand_out(p, t, thread, count, row);

@@ -25,6 +25,8 @@ enum {
     ROWS = 16,        /* rows that are computed together */
     GROUP = 32,       /* values along k that share a scale */
     TILE = 32,        /* tokens that go through a layer together */
+    ABREAST = 4,      /* tokens that go over the cache together */
+    TOGETHER = 8,     /* so many tokens, and threads share out what is done to each of them */
     MAX_LAYERS = 512,
     MAX_WIDTH = 65536, /* k at most: 32-bit sums cannot overflow within it, nor can sizes */
     SAID = 200        /* bytes of a message that says what is wrong */
@@ -68,6 +70,24 @@ typedef struct {
     int32_t k;
 } Input;
 
+/* Neighbouring tokens of one sequence in one head, over what the cache holds of it. Keys lie in
+   blocks of 16 positions, so that one load serves 16 scores with no horizontal sums; values as they
+   came:
+
+       keys      [ channel 0 of positions 0..15 | channel 1 of positions 0..15 | ... ]  16..31  ...
+       values    [ position 0: channel 0 | channel 1 | ... ]  position 1  ... */
+typedef struct {
+    const float *query;    /* token t at query + t * stride */
+    float *y;              /* what it gets, alike */
+    size_t stride;
+    const void *keys, *values; /* floats, or int8 with a scale for each position */
+    const float *key_scales, *value_scales; /* NULL for floats */
+    const uint8_t *mask;   /* 0 hides a position, but never a token from itself */
+    float *scores;         /* ABREAST x room */
+    int tokens, count;     /* the first token sees `count` positions, each next one more */
+    int head_dim, room;    /* room: positions, in whole blocks */
+} Attention;
+
 /* What one kind of CPU computes with. Each fills rows [16 block, 16 end) of y (tokens, stride). */
 typedef struct {
     const char *name;
@@ -75,11 +95,7 @@ typedef struct {
                     size_t stride);
     void (*quantize)(const float *x, int tokens, int k, Input *);
     void (*normalise)(const float *x, const Norm *, int tokens, int width, float epsilon, float *y);
-    void (*attend)(const float *query, const float *keys, const float *values, const uint8_t *mask,
-                   int count, int head_dim, float *scores, float *y);
-    void (*attend8)(const float *query, const int8_t *keys, const float *key_scales,
-                    const int8_t *values, const float *value_scales, const uint8_t *mask, int count,
-                    int head_dim, float *scores, float *y);
+    void (*attend)(const Attention *);
     void (*round8)(const float *x, int head_dim, int8_t *q, float *scale);
     void (*gated)(float *gate, const float *up, int count);
     void (*gelu)(float *x, int count);
@@ -118,9 +134,16 @@ typedef struct {
 int sample(const Kernels *, const Sampling *, const float *logits, int count, const uint8_t *seen,
            double die, Sieve *);
 
+/* What is known of a tile's tokens before a product with a matrix. */
 typedef struct {
-    float *x, *normed, *part, *scores, *turn; /* see `thread_new` */
+    float *normed; /* tokens x width */
+    float *turn;   /* tokens x head_dim: cos, then sin, of each pair of channels */
     Input input;
+} Desk;
+
+typedef struct {
+    float *x, *part, *scores; /* see `thread_new` */
+    Desk desk;
     Sieve sieve;
 } Thread;
 
@@ -129,12 +152,13 @@ typedef struct {
     const Model *model;
     const Kernels *kernels;
     Crew *crew;
-    int batch, capacity, threads, cache_bits;
-    void *keys, *values; /* batch, layers, kv_heads, capacity, head_dim: float, or int8 with */
-    float *key_scales, *value_scales; /* batch, layers, kv_heads, capacity; NULL at 32 bit */
+    int batch, capacity, room, threads, cache_bits; /* room: the capacity in whole blocks */
+    void *keys, *values; /* batch, layers, kv_heads, room x head_dim: float, or int8 with */
+    float *key_scales, *value_scales; /* batch, layers, kv_heads, room; NULL at 32 bit */
     float *query, *attended, *added;  /* TILE x heads * head_dim, the same, TILE x hidden */
     float *inner;                     /* TILE x padded intermediate */
     float *logits;                    /* TILE x padded vocabulary */
+    Desk desk;                        /* of TILE tokens, for all threads */
     Thread *thread;
     float (*best)[TILE];
     int32_t (*where)[TILE];

@@ -7,6 +7,9 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* Unlike fmaxf, whose rule for NaN has no instruction, this vectorises. */
+INLINE float larger(float a, float b) { return b > a ? b : a; }
+
 INLINE int32_t four(const int8_t *from) {
     int32_t x;
     memcpy(&x, from, 4);
@@ -111,7 +114,7 @@ static void quantize(const float *x, int tokens, int k, Input *in) {
         const float *from = x + (size_t)g * GROUP;
         float most = 0;
 #pragma omp simd reduction(max : most)
-        for (int i = 0; i < GROUP; i++) most = fmaxf(most, fabsf(from[i]));
+        for (int i = 0; i < GROUP; i++) most = larger(most, fabsf(from[i]));
         const float inverse = most > 0 ? 127.0f / most : 0;
         int32_t sum = 0;
         int8_t *to = in->q + (size_t)g * GROUP;
@@ -148,7 +151,7 @@ static void normalise(const float *x, const Norm *norm, int tokens, int width, f
 /* e^x by 2^whole * polynomial, to 2 ulp or so, in a form that compilers vectorise.
    Source: Cephes, expf. */
 INLINE float exponential(float x) {
-    x = fminf(fmaxf(x, -87.0f), 88.0f);
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     const float whole = rintf(x * 1.44269504f);
     const float f = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -164,68 +167,13 @@ INLINE float exponential(float x) {
     return p * power;
 }
 
-/* Shares of attention from scores of `count` keys; mask 0 hides a key, but never the last, which is
-   the token itself. */
-static void shares(const uint8_t *mask, int count, float scale, float *scores) {
-    float most = -INFINITY, sum = 0;
-    for (int j = 0; j < count; j++) {
-        scores[j] = mask[j] || j == count - 1 ? scores[j] * scale : -INFINITY;
-        most = fmaxf(most, scores[j]);
-    }
-#pragma omp simd reduction(+ : sum)
-    for (int j = 0; j < count; j++) {
-        float share = scores[j] == -INFINITY ? 0.0f : exponential(scores[j] - most);
-        scores[j] = share;
-        sum += share;
-    }
-    for (int j = 0; j < count; j++) scores[j] /= sum;
-}
-
-/* One head of one token over `count` keys and values (count, head_dim). */
-static void attend(const float *query, const float *keys, const float *values, const uint8_t *mask,
-                   int count, int head_dim, float *scores, float *y) {
-    for (int j = 0; j < count; j++) {
-        const float *key = keys + (size_t)j * head_dim;
-        float dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (int i = 0; i < head_dim; i++) dot += query[i] * key[i];
-        scores[j] = dot;
-    }
-    shares(mask, count, 1.0f / sqrtf((float)head_dim), scores);
-    memset(y, 0, sizeof(float) * (size_t)head_dim);
-    for (int j = 0; j < count; j++) {
-        const float *value = values + (size_t)j * head_dim, share = scores[j];
-#pragma omp simd
-        for (int i = 0; i < head_dim; i++) y[i] += share * value[i];
-    }
-}
-
-/* The same over a cache at 8 bit, with a scale for each key and each value. */
-static void attend8(const float *query, const int8_t *keys, const float *key_scales,
-                    const int8_t *values, const float *value_scales, const uint8_t *mask, int count,
-                    int head_dim, float *scores, float *y) {
-    for (int j = 0; j < count; j++) {
-        const int8_t *key = keys + (size_t)j * head_dim;
-        float dot = 0;
-#pragma omp simd reduction(+ : dot)
-        for (int i = 0; i < head_dim; i++) dot += query[i] * (float)key[i];
-        scores[j] = dot * key_scales[j];
-    }
-    shares(mask, count, 1.0f / sqrtf((float)head_dim), scores);
-    memset(y, 0, sizeof(float) * (size_t)head_dim);
-    for (int j = 0; j < count; j++) {
-        const int8_t *value = values + (size_t)j * head_dim;
-        const float share = scores[j] * value_scales[j];
-#pragma omp simd
-        for (int i = 0; i < head_dim; i++) y[i] += share * (float)value[i];
-    }
-}
+#include "attention.h"
 
 /* One head for a cache at 8 bit: x = q * scale, the largest one 127. */
 static void round8(const float *x, int head_dim, int8_t *q, float *scale) {
     float most = 0;
 #pragma omp simd reduction(max : most)
-    for (int i = 0; i < head_dim; i++) most = fmaxf(most, fabsf(x[i]));
+    for (int i = 0; i < head_dim; i++) most = larger(most, fabsf(x[i]));
     const float inverse = most > 0 ? 127.0f / most : 0;
 #pragma omp simd
     for (int i = 0; i < head_dim; i++) q[i] = (int8_t)(int32_t)rintf(x[i] * inverse);
@@ -247,6 +195,8 @@ static void gelu(float *x, int count) {
     }
 }
 
+enum { STRETCH = 64 }; /* numbers that are looked at together */
+
 /* The first of the largest. Twice through x: unlike one loop that keeps the place, both vectorise. */
 static float largest(const float *x, int count, int *where) {
     float most = -INFINITY, poison = 0;
@@ -257,6 +207,10 @@ static float largest(const float *x, int count, int *where) {
     }
     if (poison != poison) return NAN;
     int at = 0;
+    for (int found = 0; at + STRETCH <= count; at += STRETCH) {
+        for (int i = 0; i < STRETCH; i++) found |= x[at + i] == most;
+        if (found) break;
+    }
     while (at < count - 1 && x[at] != most) at++;
     *where = at;
     return most;
@@ -294,7 +248,7 @@ static void exponentials(const double *x, double most, int count, double *y) {
     }
 }
 
-const Kernels KERNELS = {KERNELS_NAME, project, quantize, normalise, attend,  attend8,
+const Kernels KERNELS = {KERNELS_NAME, project, quantize, normalise, attend,
                          round8,       gated,   gelu,     largest,   exponentials};
 
 #undef INLINE

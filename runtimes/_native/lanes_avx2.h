@@ -58,6 +58,12 @@ static inline F16 f16_half(const uint16_t *from) {
     const __m128i *two = (const __m128i *)from;
     return (F16){{_mm256_cvtph_ps(_mm_loadu_si128(two)), _mm256_cvtph_ps(_mm_loadu_si128(two + 1))}};
 }
+static inline __m256 eight_bytes(const int8_t *from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+}
+static inline F16 f16_bytes(const int8_t *from) {
+    return (F16){{eight_bytes(from), eight_bytes(from + 8)}};
+}
 static inline F16 f16_add(F16 a, F16 b) {
     return (F16){{_mm256_add_ps(a.half[0], b.half[0]), _mm256_add_ps(a.half[1], b.half[1])}};
 }

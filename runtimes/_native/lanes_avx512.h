@@ -18,6 +18,9 @@ static inline void f16_store(float *to, F16 x) { _mm512_storeu_ps(to, x); }
 static inline F16 f16_half(const uint16_t *from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
 }
+static inline F16 f16_bytes(const int8_t *from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+}
 static inline F16 f16_add(F16 a, F16 b) { return _mm512_add_ps(a, b); }
 static inline F16 f16_fma(F16 sum, F16 w, float x) {
     return _mm512_fmadd_ps(w, _mm512_set1_ps(x), sum);

@@ -38,6 +38,15 @@ static inline F16 f16_half(const uint16_t *from) {
     EACH out.quarter[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + 4 * i)));
     return out;
 }
+static inline F16 f16_bytes(const int8_t *from) {
+    F16 out;
+    for (int i = 0; i < 2; i++) {
+        int16x8_t eight = vmovl_s8(vld1_s8(from + 8 * i));
+        out.quarter[2 * i] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(eight)));
+        out.quarter[2 * i + 1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(eight)));
+    }
+    return out;
+}
 static inline F16 f16_add(F16 a, F16 b) {
     EACH a.quarter[i] = vaddq_f32(a.quarter[i], b.quarter[i]);
     return a;

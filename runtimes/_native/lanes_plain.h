@@ -45,6 +45,11 @@ static inline F16 f16_half(const uint16_t *from) {
     for (int i = 0; i < 16; i++) out.lane[i] = from_half(from[i]);
     return out;
 }
+static inline F16 f16_bytes(const int8_t *from) {
+    F16 out;
+    for (int i = 0; i < 16; i++) out.lane[i] = (float)from[i];
+    return out;
+}
 static inline F16 f16_add(F16 a, F16 b) {
     for (int i = 0; i < 16; i++) a.lane[i] += b.lane[i];
     return a;

@@ -59,18 +59,27 @@ def _decoder(session: Session, loop: Text, request: Request) -> Decoder:
 def _tokens(
     decoder: Decoder, ends: Sequence[int], request: Request, prompts: Prompts
 ) -> Generator[Array, None, list[list[int]]]:
+    # Plain lists: for a handful of sequences numpy's calls would take longer than a small model.
     out: list[list[int]] = [[] for _ in prompts]
-    live = np.ones(len(prompts), bool)
+    live = list(range(len(prompts)))
     ids = decoder.start(prompts, request.sampling)
     for count in range(1, request.new_tokens + 1):
-        live &= ~np.isin(ids, ends)
-        for i in np.flatnonzero(live):
-            out[i].append(int(ids[i]))
+        tokens = ids.tolist()
+        live = [i for i in live if tokens[i] not in ends]
+        for i in live:
+            out[i].append(tokens[i])
         yield ids
-        if count < request.new_tokens and live.any():
-            ids = np.where(live, decoder.step(), ids)
-        else:
+        if count == request.new_tokens or not live:
             break
+        new = decoder.step()
+        ids = new if len(live) == len(ids) else _only(live, new, ids)
+    return out
+
+
+def _only(live: list[int], new: Array, old: Array) -> Array:
+    """`new` for the sequences that live, `old` for the others; both (batch,)."""
+    out = old.copy()
+    out[live] = new[live]
     return out
 
 

@@ -84,28 +84,40 @@ static void norms(void) {
     }
 }
 
+/* Tokens alone and abreast of each other, over positions that do not fill their last block. */
 static void attention(void) {
-    static float query[HEAD], keys[COUNT * HEAD], values[COUNT * HEAD], scores[COUNT], y[2][HEAD];
-    static int8_t keys8[2][COUNT * HEAD], values8[COUNT * HEAD];
-    static float key_scales[2][COUNT], value_scales[COUNT];
-    uint8_t mask[COUNT];
-    fill(query, HEAD, 2), fill(keys, COUNT * HEAD, 2), fill(values, COUNT * HEAD, 2);
-    for (int i = 0; i < COUNT; i++) mask[i] = i > 2;
-    kernels_plain.attend(query, keys, values, mask, COUNT, HEAD, scores, y[0]);
-    kernels_neon.attend(query, keys, values, mask, COUNT, HEAD, scores, y[1]);
-    same("attend", y[0], y[1], HEAD, 2e-6);
-    for (int i = 0; i < COUNT; i++) {
-        kernels_plain.round8(keys + i * HEAD, HEAD, keys8[0] + i * HEAD, key_scales[0] + i);
-        kernels_neon.round8(keys + i * HEAD, HEAD, keys8[1] + i * HEAD, key_scales[1] + i);
-        kernels_plain.round8(values + i * HEAD, HEAD, values8 + i * HEAD, value_scales + i);
-    }
+    enum { ROOM = 32 };
+    static float query[ABREAST * HEAD], scores[ABREAST * ROOM], y[2][ABREAST * HEAD];
+    static float keys[ROOM * HEAD], values[ROOM * HEAD], scales[2][2][ROOM];
+    static int8_t keys8[2][ROOM * HEAD], values8[ROOM * HEAD];
+    uint8_t mask[ROOM];
+    fill(query, ABREAST * HEAD, 2), fill(keys, ROOM * HEAD, 2), fill(values, ROOM * HEAD, 2);
+    for (int i = 0; i < ROOM; i++) mask[i] = i > 2;
+    for (int i = 0; i < ROOM; i++)
+        for (int of = 0; of < 2; of++) {
+            const Kernels *k = of ? &kernels_neon : &kernels_plain;
+            k->round8(keys + i * HEAD, HEAD, keys8[of] + i * HEAD, scales[of][0] + i);
+            k->round8(values + i * HEAD, HEAD, values8 + i * HEAD, scales[of][1] + i);
+        }
     equal("round8", keys8[0], keys8[1], sizeof keys8[0]);
-    same("round8 scales", key_scales[0], key_scales[1], COUNT, 0);
-    for (int of = 0; of < 2; of++)
-        (of ? &kernels_neon : &kernels_plain)
-            ->attend8(query, keys8[0], key_scales[0], values8, value_scales, mask, COUNT, HEAD,
-                      scores, y[of]);
-    same("attend8", y[0], y[1], HEAD, 2e-6);
+    same("round8 scales", scales[0][0], scales[1][0], 2 * ROOM, 0);
+    for (int bits = 8; bits <= 32; bits += 24)
+        for (int tokens = 1; tokens <= ABREAST; tokens++) {
+            for (int of = 0; of < 2; of++) {
+                const Attention a = {
+                    .query = query, .y = y[of], .stride = HEAD, .mask = mask, .scores = scores,
+                    .keys = bits == 8 ? (void *)keys8[0] : keys,
+                    .values = bits == 8 ? (void *)values8 : values,
+                    .key_scales = bits == 8 ? scales[0][0] : NULL,
+                    .value_scales = bits == 8 ? scales[0][1] : NULL,
+                    .tokens = tokens, .count = COUNT - ABREAST + 1, .head_dim = HEAD, .room = ROOM,
+                };
+                (of ? &kernels_neon : &kernels_plain)->attend(&a);
+            }
+            char what[32];
+            snprintf(what, sizeof what, "attend %d, %d bit", tokens, bits);
+            same(what, y[0], y[1], tokens * HEAD, 2e-6);
+        }
 }
 
 static void activations(void) {

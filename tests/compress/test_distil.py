@@ -14,7 +14,7 @@ from edgegen.compress import Setting, Work, distil
 from edgegen.compress._lesson import Lesson, _both_players, _projection
 from edgegen.compress._weights import Weights
 from edgegen.compress.distil import Options
-from edgegen.errors import UnsupportedError, UsageError
+from edgegen.errors import MismatchError, UnsupportedError, UsageError
 from edgegen.spec import ModelSpec
 
 GPT = {
@@ -327,3 +327,10 @@ def test_a_cache_that_would_fill_the_disk_is_refused(setting):
     with pytest.raises(UsageError, match="GB are free") as error:
         train(setting(teacher), teacher, cache=True, batches=10**10)
     assert "top_k" in error.value.hint
+
+
+def test_a_loss_that_is_no_number_is_an_error(setting):
+    teacher = work("vae")
+    options = Options(student={"width": 2}, steps=6, lr=1e30)
+    with pytest.raises(MismatchError, match=r"(loss is|not finite)"):
+        distil.apply(teacher, options, setting(teacher, data=True))

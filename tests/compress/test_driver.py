@@ -105,6 +105,33 @@ def test_a_step_that_does_not_help_is_refused_and_kept_only_when_asked(tmp_path,
     assert checkpoint.load(output).history[-1]["verdict"]["outcome"] == "kept anyway"
 
 
+@pytest.mark.slow
+def test_adapters_beside_the_model_go_through_the_gate_and_stay(tmp_path, tiny_checkpoint, prose):
+    options = {"rank": 2, "steps": 10, "batch": 4, "lr": 1e-2, "merge": False}
+    gate = msgspec.structs.replace(QUICK, num=4, quality={"perplexity": "+0%"})
+    steps = recipe(("lora", options), gate=gate)
+    (entry,) = compress(tiny_checkpoint("gpt"), steps, tmp_path / "out", data=prose)
+    verdict = entry.verdict
+    assert verdict.outcome == "passed"
+    was, now = verdict.original["perplexity"].value, verdict.after.quality["perplexity"].value
+    assert now < was and verdict.reason.startswith("better: perplexity")
+    assert verdict.ratios["size"].value > 1  # the adapters are in the bundle that was measured
+    assert set(checkpoint.load(tmp_path / "out").spec.adapters.values()) == {2}
+    merged = recipe(("lora", {"steps": 0}))
+    compress(tmp_path / "out", merged, tmp_path / "merged", data=prose, measure=False)
+    assert not checkpoint.load(tmp_path / "merged").spec.adapters
+
+
+def test_adapters_that_the_engine_has_no_place_for_are_refused_before_the_model_is_read(tmp_path):
+    target, beside = Target("native"), {"merge": False}
+    with pytest.raises(UnsupportedError, match="beside the model, and native has no") as error:
+        compress(tmp_path / "no", recipe(Step("lora", beside)), tmp_path / "out", target=target)
+    assert "merge = true" in error.value.hint
+    for step in (Step("lora"), Step("lora", beside, gate=False)):
+        with pytest.raises(NotFoundError):  # the model, which is what is read next
+            compress(tmp_path / "no", recipe(step), tmp_path / "out", target=target)
+
+
 def test_a_folder_of_an_unfinished_run_is_not_walked_over(tmp_path, tiny_checkpoint):
     source, output = tiny_checkpoint("gpt"), tmp_path / "out"
     with pytest.raises(MismatchError):
@@ -212,6 +239,27 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_weights(
         for name in ("killed", "whole")
     )
     assert resumed["resumed"] and "resumed" not in whole
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_the_gate_goes_on_there_and_keeps_the_step(
+    tmp_path, tiny_checkpoint, prose
+):
+    source, output = tiny_checkpoint("gpt"), tmp_path / "out"
+    steps = recipe(slim(), gate=QUICK)
+
+    def kill(what, done, total):
+        if (output.with_name("out.compressing") / "step-1").is_dir():
+            raise KeyboardInterrupt  # the step is written, and nothing is measured yet
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(source, steps, output, data=prose, report=kill)
+    history = output.with_name("out.compressing") / "step-1" / "history.json"
+    left = json.loads(history.read_text())[-1]
+    assert left["verdict"]["reason"] == "the run was stopped before the gate"
+    (entry,) = compress(source, steps, output, data=prose, resume=True)
+    assert entry.verdict.outcome == "passed" and entry.verdict.after.quality
+    assert entry.seconds == left["seconds"] and not entry.resumed  # not done a second time
 
 
 def test_a_model_that_is_already_quantized_is_refused(tmp_path, tiny_checkpoint):

@@ -18,7 +18,7 @@ from edgegen.compress._prune_options import goal_of
 from edgegen.compress._prune_plan import groups_of
 from edgegen.compress._remove import removed
 from edgegen.compress.prune import Options
-from edgegen.errors import UnsupportedError, UsageError
+from edgegen.errors import MismatchError, UnsupportedError, UsageError
 from edgegen.export import export
 from edgegen.spec import ModelSpec, Scheme
 
@@ -461,3 +461,10 @@ def test_text_does_not_recover_without_data(setting):
     options = Options(ratio=0.5, multiple=1, steps=2)
     with pytest.raises(UsageError, match="learns from text, and there is no data"):
         prune.apply(one, options, setting(one, data=False))
+
+
+def test_a_loss_that_is_no_number_in_recovery_is_an_error(setting):
+    one = work("vae")
+    options = Options(ratio=0.5, multiple=1, steps=6, batch=4, lr=1e30)
+    with pytest.raises(MismatchError, match=r"(loss is|not finite)"):
+        prune.apply(one, options, setting(one))

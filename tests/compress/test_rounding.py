@@ -95,6 +95,19 @@ def test_a_grid_whose_ends_are_unused_is_found_again():
     assert found is not None and torch.allclose(found.weight, weight, atol=1e-5)
 
 
+def test_a_grid_of_8_bits_about_zero_is_found_again_by_one_with_zero_points():
+    generator = torch.Generator().manual_seed(3)
+    q = torch.randint(-127, 128, (8, 2, 32), generator=generator).float()
+    q[..., 0] = 127  # GGUF's Q8_0: the largest is always used, the smallest seldom
+    weight = (q * (torch.rand(8, 2, 1, generator=generator) + 0.1)).reshape(8, 64)
+    scheme = Scheme(8, 32, symmetric=False)
+    found = recovered(weight, scheme)
+    assert found is not None and torch.allclose(found.weight, weight, atol=1e-4)
+    assert (found.zero == 128).all()
+    assert sqnr_db(weight, nearest(weight, scheme).weight) < 60
+    assert recovered(drawn(8, 64), scheme) is None
+
+
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("scheme", [Scheme(4, 16), Scheme(3, 16, symmetric=False)])
 def test_hqq_errs_no_more_than_rounding_by_its_own_measure(scheme, whole):
