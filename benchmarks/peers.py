@@ -37,6 +37,7 @@ class Peer(Struct, frozen=True):
     options: dict[str, str] = {}
     environment: str = ""  # where two peers are two ways of using one installation
     build_variables: dict[str, str] = {}
+    head_bits: dict[str, float] = {}  # of embedding and head by precision, where not as everybody's
 
 
 class PeerError(Exception):
@@ -60,6 +61,7 @@ PEERS = [
         "ours",
         ("int4",),
         options={"runtime": "native", "embedding_bits": "4"},
+        head_bits={"int4": 4.5},
     ),
     Peer(
         "onnxruntime-genai",
@@ -77,6 +79,7 @@ PEERS = [
                 "accelerate==1.15.0",
             ),
         ),
+        head_bits={"int4": 4.5},
     ),
     Peer(
         "openvino-genai",

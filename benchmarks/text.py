@@ -216,11 +216,12 @@ class Log:
             file.write(json.dumps(line) + "\n")
 
 
-def weight_mb(source: Path, precision: str) -> float:
+def weight_mb(source: Path, precision: str, head_bits: dict[str, float]) -> float:
     """The least that one token must read: every matrix once, the head at its own precision."""
     from safetensors import safe_open
 
     inner, outer = GROUP_BITS[precision]
+    outer = head_bits.get(precision, outer)
     bits = 0.0
     with safe_open(source / "model.safetensors", "numpy") as file:
         for name in file.keys():  # noqa: SIM118
@@ -236,9 +237,12 @@ def table(
     ready: Sequence[Ready],
     plan: Plan,
     prompt: int,
-    limit_ms: float,
+    limits_ms: dict[str, float],
 ) -> Iterator[str]:
-    """One line a peer: medians, and ratios to the first with their 95 % intervals."""
+    """One line a peer: medians, and ratios to the first with their 95 % intervals.
+
+    `limits_ms` is how long each takes to read its weights once.
+    """
     yield (
         "| engine | TTFT ms | TPOT ms | TPOT of it / first | TTFT of it / first | of the "
         "bandwidth | load ms | peak RSS MB | against torch fp32 |"
@@ -254,7 +258,7 @@ def table(
         )
         ratios = [ratio(first, answers, prompt, what) for what in ("tpot_ms", "ttft_ms")]
         load, rss = (median(a[name] for a in answers) for name in ("load_ms", "peak_rss_mb"))
-        share = f"{limit_ms / median(tpot):.0%}"
+        share = f"{limits_ms[one.peer.name] / median(tpot):.0%}"
         yield (
             f"| {one.peer.name} | {median(ttft):.2f} | {median(tpot):.3f} | {ratios[0]} | "
             f"{ratios[1]} | {share} | {load:.0f} | {rss:.0f} | {one.agreement} |"
@@ -298,9 +302,10 @@ def one_table(plan: Plan, asked: argparse.Namespace, log: Log) -> list[str]:
             say(f"{plan.model} {plan.precision} {peer.name}: {error}")
     lines = [f"## {plan.model}, {plan.precision}", ""]
     for threads in asked.threads if ready and not asked.build_only else ():
-        megabytes = weight_mb(source, plan.precision)
+        sizes = {r.peer.name: weight_mb(source, plan.precision, r.peer.head_bits) for r in ready}
+        megabytes = max(sizes.values())
         speed = peaks.reading_gb_s(int(megabytes * 1e6 / 1024), threads, READING_S)
-        limit_ms = megabytes / speed
+        limits = {name: size / speed for name, size in sizes.items()}
         log.write({"bandwidth_gbs": speed, "megabytes": megabytes, "threads": threads})
         vocabulary = text_models.vocabulary_of(source)
         found = take_turns(ready, plan, threads, asked.rounds, vocabulary, log)
@@ -308,9 +313,10 @@ def one_table(plan: Plan, asked: argparse.Namespace, log: Log) -> list[str]:
         for prompt in plan.prompts if found else ():
             lines += [
                 f"{threads} thread{'s' * (threads > 1)}, prompt {prompt}, {plan.new} new tokens; "
-                f"reading {megabytes:.1f} MB of weights takes {limit_ms:.3f} ms ({speed:.0f} GB/s)",
+                f"reading {megabytes:.1f} MB of weights takes {megabytes / speed:.3f} ms "
+                f"({speed:.0f} GB/s)",
                 "",
-                *table(found, ready, plan, prompt, limit_ms),
+                *table(found, ready, plan, prompt, limits),
                 "",
             ]
         lines += [f"- {name}: failed while it was timed" for name in sorted(lost)]
