@@ -16,7 +16,8 @@ their base.
 How much slower the longer chains really are is measured too, from all rounds of all trials. What a
 trial cost is wall-clock time, the starting of its processes included. Every trial is appended to
 benchmarks/results/detect.jsonl, also one that came out badly; started again with the same settings,
-it goes on from there.
+it goes on from there. The same rounds are then told as fewer and longer trials, of two and of four
+blocks each: what measuring for longer finds.
 
 The scheduling policy is printed, for it matters: on a machine with neighbours `chrt -f 1` keeps
 them from interrupting, and the result is then that of a quiet machine.
@@ -56,6 +57,7 @@ NAMES = {"again": "A/A", "slow3": "3 layers more than 100", "slow5": "5 layers m
 ASKED = {"again": "2 to 8 %", "slow3": ">= 90 %", "slow5": ">= 99 %"}
 CALLED = {"again": (SLOWER, FASTER), "slow3": (SLOWER,), "slow5": (SLOWER,)}  # different
 MOST_S = 60.0  # that a trial may take
+POOLED = (1, 2, 4)  # trials that are taken as one
 
 
 def chain(folder: Path, layers: int, width: int, rows: int) -> Path:
@@ -145,10 +147,26 @@ def run(made: dict[str, Job], settings: dict[str, Any], trials: int) -> list[dic
     return [one for trials_of_block in done[:trials] for one in trials_of_block]
 
 
+def pooled(trials: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Longer trials: `count` of an arm that followed each other as one, no round used twice."""
+    out = []
+    for arm in NAMES:
+        mine = [one for one in trials if one["arm"] == arm]
+        for start in range(0, len(mine) - count + 1, count):
+            parts = mine[start : start + count]
+            logs = [log for one in parts for log in one["logs"]]
+            middle, reach = bootstrap.location(np.array(logs))
+            seen = reach is not None and abs(middle) > reach
+            verdict = (SLOWER if middle > 0 else FASTER) if seen else ""
+            wall_s = sum(one["wall_s"] for one in parts)
+            out.append({"arm": arm, "logs": logs, "verdict": verdict, "wall_s": wall_s})
+    return out
+
+
 def table(trials: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
     """Markdown: how often each arm was called different, with what is asked of it."""
     lines = [
-        f"{settings['rounds']} pairs of fresh processes a trial, {settings['cpu']}, "
+        f"{len(trials[0]['logs'])} pairs of fresh processes a trial, {settings['cpu']}, "
         f"{environment()['usable_cores']} cores, {settings['policy']}",
         "",
         "| arm | true ratio, all rounds | trials | called different | asked | seconds a trial |",
@@ -208,7 +226,8 @@ def main() -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = f"{folder}/bytecode"
         trials = run(jobs(Path(folder), options), settings, options.trials)
-    print(f"\n{table(trials, settings)}")  # noqa: T201
+    tables = [table(found, settings) for n in POOLED if (found := pooled(trials, n))]
+    print("\n" + "\n\n".join(tables))  # noqa: T201
 
 
 if __name__ == "__main__":
