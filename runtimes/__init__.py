@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import msgspec
 import numpy as np
@@ -182,6 +182,11 @@ class Deployment:
         """The tokenizer of a text bundle."""
         return open_tokenizer(self.bundle)
 
+    @cached_property
+    def _loop(self) -> ModuleType:
+        """The file of the bundle's way of generating."""
+        return rooms.load(LOOPS, str(self.bundle.manifest.loop.__struct_config__.tag))
+
     def steps(self, request: Request, inputs: Feed | None = None) -> Generator[Any, None, Any]:
         """One yield a token, or a run; the return value is the sample. See the file of the loop.
 
@@ -190,9 +195,8 @@ class Deployment:
         _check(request)
         loop = self.bundle.manifest.loop
         rng = np.random.default_rng(request.seed)
-        kind = rooms.load(LOOPS, str(loop.__struct_config__.tag))
-        steps: Generator[Any, None, Any] = kind.steps(self.sessions, loop, request, rng, inputs)
-        return steps
+        steps = self._loop.steps(self.sessions, loop, request, rng, inputs)
+        return cast(Generator[Any, None, Any], steps)
 
     def stream(
         self,

@@ -184,7 +184,8 @@ class NativeDecoder:
         wide = np.ones((batch, max(sizes["positions"], time)), np.uint8)
         wide[:, :time] = mask
         positions = np.clip(mask.cumsum(axis=1) - 1, 0, None)
-        self._dice = dice(prompts, self._seed)
+        self._is_drawn = sampling.temperature != 0
+        self._dice = dice(prompts, self._seed) if self._is_drawn else []
         self._drawn = np.empty((0, batch))
         self._arrays = {"ids": ids.copy(), "positions": positions, "mask": wide}
         self._arrays["ended"] = np.zeros(batch, np.uint8)
@@ -197,7 +198,6 @@ class NativeDecoder:
         self._text = Text(**where, stride=wide.shape[1], time=time, **_drawing(sampling))
         # What every step hands over again, looked up once.
         self._place, self._chosen_at = ctypes.byref(self._text), self._chosen.ctypes.data
-        self._is_drawn = sampling.temperature != 0
         self._ends: tuple[int, ...] = ()
 
     def step(self) -> Array:
