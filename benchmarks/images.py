@@ -74,6 +74,7 @@ PEERS = [
     *(ours(runtime, "int8", half=True) for runtime in ("onnxruntime", "openvino")),
     other("ncnn", "ncnn", installs=(TORCH, ("ncnn==1.0.20261020", "pnnx==20261020"))),
     other("litert", "litert", installs=(TORCH, ("litert-torch==0.10.0",))),
+    other("executorch", "executorch", installs=(TORCH, ("executorch==1.5.1",))),
 ]
 # Its models are those of transformers and diffusers; a plain torch module has no way in.
 ABSENT = ["optimum-onnx: exports no model that is not from transformers or diffusers"]

@@ -7,6 +7,7 @@ whether it obeyed.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ EXACT_CPU = {
 }
 BF16_CPU = EXACT_CPU | {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
 CACHES = {"int8": "u8"}  # with scales and zero points; there is no signed type
+WORTH_BINDING = 1 << 16  # numbers; to copy fewer is quicker than to hand over an array
 MIXED = ("AUTO", "HETERO", "MULTI", "BATCH")
 
 _core: list[ov.Core] = []
@@ -181,11 +183,13 @@ class OvSession:
         self.graph = graph
         self._request = compiled.create_infer_request()
         self._inputs = {name for port in compiled.inputs for name in port.names}
-        self._outputs = {name for port in compiled.outputs for name in port.names}
+        self._ports = {name: port for port in compiled.outputs for name in port.names}
         self._states = {_past_name(state.name): state for state in self._request.query_state()}
         self._profiled = profiled
         ran = compiled.get_property("EXECUTION_DEVICES")
         self._device = ",".join(str(name).lower().strip("()").replace(".", ":") for name in ran)
+        self._large = {} if self._states else _large_outputs(graph)
+        self._bound: dict[str, Array] = {}
         self._runs = 0
         self._times: dict[tuple[str, str, str], list[float]] = {}
 
@@ -195,12 +199,22 @@ class OvSession:
         feed = {name: array for name, array in inputs.items() if name in self._inputs}
         if self._states:
             self._load_cache(inputs)
+        values = self._own_outputs()
         self._infer(feed)
-        out = {s.name: s.name for s in self.graph.outputs if s.name in self._outputs}
-        values = {name: self._request.get_tensor(name).data.copy() for name in out}
+        for spec in self.graph.outputs:
+            if spec.name in self._ports and spec.name not in values:
+                values[spec.name] = self._request.get_tensor(spec.name).data.copy()
         for name, state in self._states.items():
             values[name.replace("past_key_values", "present")] = state.state.data.copy()
         return values
+
+    def _own_outputs(self) -> dict[str, Array]:
+        """New arrays for large outputs of fixed shape, written by the engine without a copy; it
+        holds on to them until the next run."""
+        self._bound = {n: np.empty(shape, dtype) for n, (shape, dtype) in self._large.items()}
+        for name, array in self._bound.items():
+            self._request.set_tensor(self._ports[name], ov.Tensor(array, shared_memory=True))
+        return dict(self._bound)
 
     def use(self, adapter: Feed) -> None:
         """Compute with these tensors from now on: the request keeps what it was given once."""
@@ -239,7 +253,8 @@ class OvSession:
         if "beam_idx" in self._inputs:
             arrays["beam_idx"] = np.arange(len(arrays["input_ids"]), dtype=np.int32)
         try:
-            self._request.infer(arrays, share_inputs=True)
+            # Without shared outputs it would copy each of them for a result that nobody reads.
+            self._request.infer(arrays, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise MismatchError(
                 f"openvino {version()} failed in graph {self.graph.name}: {_cause(error)}"
@@ -274,6 +289,17 @@ class OvSession:
         """Drop the request and with it the compiled model."""
         self._states = {}
         self._request = None
+        self._bound = {}
+
+
+def _large_outputs(graph: GraphSpec) -> dict[str, tuple[list[int], str]]:
+    """Shape and type of every output that is worth binding, by name."""
+    fixed = {s.name: ([n for n in s.shape if isinstance(n, int)], s) for s in graph.outputs}
+    return {
+        name: (sizes, spec.dtype)
+        for name, (sizes, spec) in fixed.items()
+        if len(sizes) == len(spec.shape) and math.prod(sizes) >= WORTH_BINDING
+    }
 
 
 def _past_name(variable: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from edgegen.exporters import openvino as exporter
+from edgegen.exporters._openvino_ledger import read
 from edgegen.spec import GraphSpec, TensorSpec
 
 pytestmark = pytest.mark.slow
@@ -29,7 +30,7 @@ def written(net, folder, batch="batch", side=2):
 
 
 def kinds(path):
-    return Counter(node.get_type_name() for node in exporter._read(path).get_ops())
+    return Counter(node.get_type_name() for node in read(path).get_ops())
 
 
 def run(path, x):

@@ -15,7 +15,7 @@ from edgegen.errors import (
 )
 from edgegen.runtimes import deploy, openvino
 from edgegen.runtimes.loops.autoregressive import PastForward
-from edgegen.spec import Options
+from edgegen.spec import GraphSpec, Options, TensorSpec
 from edgegen.verify import greedy
 
 pytestmark = pytest.mark.slow
@@ -201,3 +201,22 @@ def test_a_cache_in_8_bits_is_for_the_cpu(exports):
     path = bundle.path / bundle.artifact("model", "openvino").path
     with pytest.raises(UnsupportedError, match="a cache in int8 is for the CPU of openvino"):
         openvino.open_graph(path, bundle.graph("model"), "auto", Options(kv_cache="int8"))
+
+
+@pytest.mark.parametrize("side", [4, 256])
+def test_an_answer_is_the_callers_to_keep_whatever_its_size(tmp_path, side):
+    shape = (1, side, side)
+    x = ov.opset13.parameter(list(shape), np.float32, name="x")
+    x.output(0).get_tensor().set_names({"x"})
+    y = ov.opset13.relu(x)
+    y.output(0).get_tensor().set_names({"y"})
+    ov.save_model(ov.Model([ov.opset13.result(y)], [x]), tmp_path / "m.xml")
+    specs = [(TensorSpec(name, "float32", shape),) for name in "xy"]
+    session = openvino.open_graph(tmp_path / "m.xml", GraphSpec("m", *specs), "cpu", Options())
+    assert bool(session._large) == (side == 256)  # the engine writes into those itself
+    frozen = np.full(shape, 2, np.float32)
+    frozen.flags.writeable = False
+    first = session.run({"x": frozen})["y"]
+    second = session.run({"x": np.full(shape, 3, np.float32)})["y"]
+    session.close()
+    assert (first == 2).all() and (second == 3).all()
