@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -112,18 +112,30 @@ def _batched(graph: GraphSpec) -> set[str]:
 
 
 def render(session: Session, feed: Feed, output: str) -> Array:
-    """One output for every row of `feed`, float32, in as many runs as the graph's batch needs."""
-    along = oneshot.lead(session.graph)
-    size = along if isinstance(along, int) else CHUNK
+    """One output for every row of `feed`, float32, in as many runs as the graph's batch needs.
+
+    Where the session has streams, as many runs go side by side, a thread each.
+    """
+    along, streams = oneshot.lead(session.graph), getattr(session, "streams", 1)
     batched = _batched(session.graph)
     count = next(len(array) for name, array in feed.items() if name in batched)
+    size = along if isinstance(along, int) else min(CHUNK, -(-count // streams))
     pieces = []
-    for start in range(0, count, size):
+    for first in range(0, count, size * streams):
         # The last run of a fixed batch is filled up with copies, thrown away below.
-        stop = start + size if isinstance(along, int) else min(start + size, count)
-        rows = np.minimum(np.arange(start, stop), count - 1)
-        pieces.append(session.run(_rows(feed, batched, rows))[output])
+        starts = range(first, min(first + size * streams, count), size)
+        stops = [n + size if isinstance(along, int) else min(n + size, count) for n in starts]
+        rows = [np.arange(a, b).clip(max=count - 1) for a, b in zip(starts, stops, strict=True)]
+        feeds = [_rows(feed, batched, chosen) for chosen in rows]
+        pieces += [outputs[output] for outputs in _run(session, feeds)]
     return np.concatenate(pieces)[:count].astype(np.float32)
+
+
+def _run(session: Session, feeds: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    if len(feeds) == 1:
+        return [session.run(feeds[0])]
+    beside: Callable[..., list[dict[str, Array]]] = session.run_beside  # type: ignore[attr-defined]
+    return beside(feeds)
 
 
 def _rows(feed: Mapping[str, Array], batched: set[str], rows: Array) -> dict[str, Array]:

@@ -8,6 +8,7 @@ whether it obeyed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import openvino as ov
 
 from edgegen.errors import (
     EdgeGenError,
-    FallbackError,
     FormatError,
     MismatchError,
     NotFoundError,
     UnsupportedError,
 )
 from edgegen.rooms import nearest
+from edgegen.runtimes._openvino_checks import cause, check_device, check_precision
+from edgegen.runtimes._openvino_counters import Counters
+from edgegen.runtimes._openvino_streams import ONE_THREAD_EACH, Streams
 from edgegen.spec import Array, CachedForward, Feed, GraphSpec, Operator, Options
 
 READS = "openvino"
@@ -84,15 +87,25 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> O
         compiled = core().compile_model(model, target, config)
     except RuntimeError as error:
         raise FormatError(
-            f"{path}: openvino {version()} cannot open it on {target}: {_cause(error)}",
+            f"{path}: openvino {version()} cannot open it on {target}: {cause(error)}",
             "run: edgegen verify BUNDLE, then export again",
         ) from error
-    _check_precision(compiled, config, "INFERENCE_PRECISION_HINT", "compute")
+    check_precision(compiled, config, "INFERENCE_PRECISION_HINT", "compute")
     if options.kv_cache:
-        _check_precision(compiled, config, "KV_CACHE_PRECISION", "keep its cache")
+        check_precision(compiled, config, "KV_CACHE_PRECISION", "keep its cache")
     if not options.allow_fallback:
-        _check_device(compiled, target, device)
-    return OvSession(compiled, graph, options.profile)
+        check_device(compiled, target, device)
+    return OvSession(compiled, graph, options.profile, _streaming(model, target, config))
+
+
+def _streaming(model: Any, target: str, config: dict[str, Any]) -> Callable[[int], Any] | None:
+    """What compiles the model again, for so many streams of one thread; for the CPU alone."""
+    if target != "CPU" or "NUM_STREAMS" in config:
+        return None
+    config = {name: value for name, value in config.items() if name != "PERFORMANCE_HINT"}
+    return lambda count: core().compile_model(
+        model, target, config | dict.fromkeys(ONE_THREAD_EACH, count)
+    )
 
 
 def _target(device: str) -> str:
@@ -143,35 +156,6 @@ def _check_bf16(target: str, device: str, options: Options) -> None:
         )
 
 
-def _check_precision(compiled: Any, config: dict[str, Any], name: str, does: str) -> None:
-    wanted = config.get(name)
-    if wanted is None:
-        return
-    found = compiled.get_property(name)
-    kind = found if isinstance(found, str) else found.get_type_name()
-    if kind != wanted:
-        raise MismatchError(f"openvino was told to {does} in {wanted} but runs in {kind}")
-
-
-def _check_device(compiled: Any, target: str, device: str) -> None:
-    """Raise unless the compiled model runs where it was asked to; AUTO may choose."""
-    if target.startswith("AUTO"):
-        return
-    ran = {str(name).partition(".")[0] for name in compiled.get_property("EXECUTION_DEVICES")}
-    asked = {name.partition(".")[0] for name in target.removeprefix("HETERO:").split(",")}
-    if not ran <= asked:
-        raise FallbackError(
-            f"asked for {device}, but openvino runs the graph on {', '.join(sorted(ran))}",
-            "pass --allow-fallback to accept that",
-        )
-
-
-def _cause(error: RuntimeError) -> str:
-    """The last informative line of OpenVINO's many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((s for s in reversed(lines) if not s.startswith("Exception from")), lines[-1])
-
-
 class OvSession:
     """A `Session` over a compiled model.
 
@@ -179,19 +163,27 @@ class OvSession:
     reads the present outputs back, so it is the same graph as in every other format.
     """
 
-    def __init__(self, compiled: Any, graph: GraphSpec, profiled: bool) -> None:
+    def __init__(
+        self,
+        compiled: Any,
+        graph: GraphSpec,
+        profiled: bool,
+        in_streams: Callable[[int], Any] | None = None,
+    ) -> None:
         self.graph = graph
         self._request = compiled.create_infer_request()
         self._inputs = {name for port in compiled.inputs for name in port.names}
         self._ports = {name: port for port in compiled.outputs for name in port.names}
         self._states = {_past_name(state.name): state for state in self._request.query_state()}
-        self._profiled = profiled
         ran = compiled.get_property("EXECUTION_DEVICES")
-        self._device = ",".join(str(name).lower().strip("()").replace(".", ":") for name in ran)
+        device = ",".join(str(name).lower().strip("()").replace(".", ":") for name in ran)
+        self._counters = Counters(device) if profiled else None
+        self._in_streams = in_streams
+        self._streams: Streams | None = None
+        alone = in_streams is None or profiled or bool(self._states)
+        self.streams = 1 if alone else int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self._large = {} if self._states else _large_outputs(graph)
         self._bound: dict[str, Array] = {}
-        self._runs = 0
-        self._times: dict[tuple[str, str, str], list[float]] = {}
 
     def run(self, inputs: Feed) -> dict[str, Array]:
         """The graph's outputs by name."""
@@ -208,6 +200,16 @@ class OvSession:
             values[name.replace("past_key_values", "present")] = state.state.data.copy()
         return values
 
+    def run_beside(self, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
+        """`run` for each of `feeds`, up to `streams` of them side by side with a thread each."""
+        if self._in_streams is None or self.streams < 2:
+            return [self.run(feed) for feed in feeds]
+        for feed in feeds:
+            self.graph.check(feed)
+        if self._streams is None:
+            self._streams = Streams(self._in_streams(self.streams), self.streams)
+        return self._streams.run(feeds)
+
     def _own_outputs(self) -> dict[str, Array]:
         """New arrays for large outputs of fixed shape, written by the engine without a copy; it
         holds on to them until the next run."""
@@ -218,6 +220,7 @@ class OvSession:
 
     def use(self, adapter: Feed) -> None:
         """Compute with these tensors from now on: the request keeps what it was given once."""
+        self.streams = 1  # of all requests this one alone knows them
         for name, array in adapter.items():
             self._request.set_tensor(name, ov.Tensor(np.array(array)))
 
@@ -257,38 +260,19 @@ class OvSession:
             self._request.infer(arrays, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise MismatchError(
-                f"openvino {version()} failed in graph {self.graph.name}: {_cause(error)}"
+                f"openvino {version()} failed in graph {self.graph.name}: {cause(error)}"
             ) from error
-        if self._profiled:
-            self._note_times()
-
-    def _note_times(self) -> None:
-        """The CPU's counters are means over all runs since the graph was compiled, in whole
-        microseconds; those of other devices are of the last run."""
-        self._runs += 1
-        means = self._device == "cpu"
-        if means:
-            self._times = {}
-        for info in self._request.get_profiling_info():
-            if str(info.status).endswith("EXECUTED"):
-                key = info.node_name, info.node_type, info.exec_type
-                ms = [info.real_time.total_seconds() * 1e3] * (self._runs if means else 1)
-                self._times.setdefault(key, []).extend(ms)
+        if self._counters:
+            self._counters.note(self._request)
 
     def operators(self) -> tuple[Operator, ...]:
-        """Times from OpenVINO's performance counters, summed over all runs so far.
-
-        On the CPU an operator that takes less than a microsecond is not among them.
-        """
-        return tuple(
-            Operator(name, kind, self._device, len(ms), sum(ms), precision=primitive)
-            for (name, kind, primitive), ms in self._times.items()
-        )
+        """Times from OpenVINO's performance counters, summed over all runs so far."""
+        return self._counters.operators() if self._counters else ()
 
     def close(self) -> None:
         """Drop the request and with it the compiled model."""
         self._states = {}
-        self._request = None
+        self._request = self._streams = self._in_streams = None
         self._bound = {}
 
 

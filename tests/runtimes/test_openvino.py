@@ -13,7 +13,7 @@ from edgegen.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from edgegen.runtimes import deploy, openvino
+from edgegen.runtimes import _openvino_checks, _pictures, deploy, openvino
 from edgegen.runtimes.loops.autoregressive import PastForward
 from edgegen.spec import GraphSpec, Options, TensorSpec
 from edgegen.verify import greedy
@@ -122,11 +122,11 @@ class Compiled:
 
 def test_a_device_that_hands_the_work_on_is_found_out():
     with pytest.raises(FallbackError) as error:
-        openvino._check_device(Compiled(EXECUTION_DEVICES=["CPU"]), "GPU", "gpu")
+        _openvino_checks.check_device(Compiled(EXECUTION_DEVICES=["CPU"]), "GPU", "gpu")
     assert str(error.value) == "asked for gpu, but openvino runs the graph on CPU"
     assert error.value.exit_code == 5
-    openvino._check_device(Compiled(EXECUTION_DEVICES=["GPU.0"]), "GPU", "gpu")
-    openvino._check_device(Compiled(EXECUTION_DEVICES=["CPU"]), "AUTO", "auto")
+    _openvino_checks.check_device(Compiled(EXECUTION_DEVICES=["GPU.0"]), "GPU", "gpu")
+    _openvino_checks.check_device(Compiled(EXECUTION_DEVICES=["CPU"]), "AUTO", "auto")
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_a_device_that_hands_the_work_on_is_found_out():
 )
 def test_another_precision_than_told_is_found_out(name, does):
     compiled = Compiled(**{name: "bf16"})
-    openvino._check_precision(compiled, {name: "bf16"}, name, does)
+    _openvino_checks.check_precision(compiled, {name: "bf16"}, name, does)
     with pytest.raises(MismatchError) as error:
-        openvino._check_precision(compiled, {name: "f32"}, name, does)
+        _openvino_checks.check_precision(compiled, {name: "f32"}, name, does)
     assert str(error.value) == f"openvino was told to {does} in f32 but runs in bf16"
 
 
@@ -220,3 +220,28 @@ def test_an_answer_is_the_callers_to_keep_whatever_its_size(tmp_path, side):
     second = session.run({"x": np.full(shape, 3, np.float32)})["y"]
     session.close()
     assert (first == 2).all() and (second == 3).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_batch_in_streams_is_the_same_images(exports, threads):
+    with deploy(exports("gan"), "openvino", options=Options(threads=threads)) as deployment:
+        graph = deployment.bundle.graph("generator")
+        session, feed = deployment.session("generator"), _pictures.latents(graph, 5, seed=1)
+        assert 1 <= session.streams <= threads  # no more than there are cores
+        found = deployment.generate(num=5, seed=1)
+        want = session.run(feed)[deployment.bundle.manifest.loop.image]
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
+def test_streams_are_for_plain_runs_on_the_cpu(exports):
+    assert open_generator(exports, profile=True, threads=2).streams == 1
+    assert open_generator(exports, device="auto", threads=2).streams == 1
+    session = open_generator(exports, threads=2)
+    session.use({})
+    assert session.streams == 1
+    (spec,) = session.graph.inputs
+    feed = {spec.name: np.zeros([1, *spec.shape[1:]], spec.dtype)}
+    first, second = session.run_beside([feed, feed])
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    with pytest.raises(MismatchError, match="missing inputs"):
+        open_generator(exports, threads=2).run_beside([{}, {}])
