@@ -208,7 +208,10 @@ class OvSession:
             self.graph.check(feed)
         if self._streams is None:
             self._streams = Streams(self._in_streams(self.streams), self.streams)
-        return self._streams.run(feeds)
+        try:
+            return self._streams.run(feeds)
+        except RuntimeError as error:
+            raise self._failed(error) from error
 
     def _own_outputs(self) -> dict[str, Array]:
         """New arrays for large outputs of fixed shape, written by the engine without a copy; it
@@ -259,11 +262,14 @@ class OvSession:
             # Without shared outputs it would copy each of them for a result that nobody reads.
             self._request.infer(arrays, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
-            raise MismatchError(
-                f"openvino {version()} failed in graph {self.graph.name}: {cause(error)}"
-            ) from error
+            raise self._failed(error) from error
         if self._counters:
             self._counters.note(self._request)
+
+    def _failed(self, error: RuntimeError) -> MismatchError:
+        return MismatchError(
+            f"openvino {version()} failed in graph {self.graph.name}: {cause(error)}"
+        )
 
     def operators(self) -> tuple[Operator, ...]:
         """Times from OpenVINO's performance counters, summed over all runs so far."""
