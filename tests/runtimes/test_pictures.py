@@ -5,6 +5,7 @@ import pytest
 from edgegen.bundle import OneShot
 from edgegen.errors import MismatchError, UnsupportedError, UsageError
 from edgegen.runtimes import _pictures, deploy
+from edgegen.runtimes.callable import CallableSession
 from edgegen.spec import GraphSpec, TensorSpec
 
 
@@ -116,3 +117,36 @@ def test_a_graph_without_a_batch_is_refused():
     )
     with pytest.raises(UnsupportedError, match="share their first dimension"):
         _pictures.latents(graph, 2, 0)
+
+
+class Beside(CallableSession):
+    """Runs in threes, one after the other, and counts."""
+
+    streams = 3
+
+    def __init__(self, graph):
+        super().__init__(graph, lambda feed: {"y": 2 * feed["x"]})
+        self.sizes = []
+
+    def run_beside(self, feeds):
+        self.sizes.append([len(feed["x"]) for feed in feeds])
+        return [self.run(feed) for feed in feeds]
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "sizes"),
+    [
+        ("batch", 7, [[3, 3, 1]]),
+        ("batch", 2, [[1, 1]]),
+        ("batch", 1, []),
+        (2, 7, [[2, 2, 2]]),
+        (2, 10, [[2, 2, 2], [2, 2]]),
+        ("batch", 400, [[64] * 3, [64] * 3]),
+    ],
+)
+def test_runs_go_side_by_side_and_every_image_lies_where_it_belongs(batch, count, sizes):
+    x, y = (TensorSpec(name, "float32", (batch, 4)) for name in "xy")
+    session = Beside(GraphSpec("g", (x,), (y,)))
+    feed = {"x": np.random.default_rng(0).standard_normal((count, 4)).astype(np.float32)}
+    np.testing.assert_array_equal(_pictures.render(session, feed, "y"), 2 * feed["x"])
+    assert session.sizes == sizes
