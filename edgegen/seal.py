@@ -23,7 +23,9 @@ TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "nump
 
 
 def prove(folder: Path, manifest: Manifest, golden: list[Case], report: Report) -> list[Drift]:
-    """Every case on every engine of the bundle; raises on the first engine that is off."""
+    """Every case on every engine of the bundle, then the whole manifest; raises on the first
+    engine that is off."""
+    manifest = msgspec.structs.replace(manifest, files=sums(folder))
     write_manifest(folder, manifest, [])
     rows: list[Drift] = []
     kinds = dict.fromkeys(artifact.format for artifact in manifest.artifacts)
@@ -38,6 +40,7 @@ def prove(folder: Path, manifest: Manifest, golden: list[Case], report: Report) 
         finally:
             deployment.close()
     raise_unless_ok(rows)
+    write_manifest(folder, manifest, rows)
     return rows
 
 
@@ -73,8 +76,8 @@ def _installed(name: str) -> bool:
 
 def write_manifest(folder: Path, manifest: Manifest, rows: Sequence[Drift]) -> None:
     """The manifest with the hashes of all other files, the parity rows and the peak memory."""
-    peak = meters.peak_rss_mb()
+    peak, files = meters.peak_rss_mb(), manifest.files or sums(folder)
     full = msgspec.structs.replace(
-        manifest, files=sums(folder), drifts=tuple(rows), export_peak_rss_mb=peak
+        manifest, files=files, drifts=tuple(rows), export_peak_rss_mb=peak
     )
     (folder / MANIFEST).write_bytes(records.encode(full))
