@@ -185,6 +185,11 @@ static void unpack_row(const Matrix *m, int row, float *x) {
     }
 }
 
+/* Tokens that go through a layer together: which they are of batch x time. */
+typedef struct {
+    int tokens, which[TILE];
+} Tile;
+
 /* The tokens that a thread normalises, rounds and keeps the residual stream of: with few all of them,
    each thread for itself, since a meeting takes longer; with many a share, laid on a common desk. */
 typedef struct {
@@ -237,21 +242,30 @@ static void turn(float *x, const float *angles, int head_dim) {
     }
 }
 
-static void begin(const Pass *p, Thread *t, const Own *own, int first) {
+/* How far the channels of each token are turned. */
+static void set_turns(const Pass *p, const Own *own, const Tile *tile) {
     const Model *m = p->run->model;
     const int pairs = m->head_dim / 2;
-    for (int n = own->from; n < own->to; n++) {
-        float *x = t->x + (size_t)n * m->hidden;
-        const int64_t position = p->positions[first + n];
-        unpack_row(&m->embedding, (int)p->ids[first + n], x);
-        if (!m->rotary)
-            for (int i = 0; i < m->hidden; i++) x[i] += m->learned[position * m->hidden + i];
-        for (int i = 0; m->rotary && i < pairs; i++) {
-            const float angle = (float)position * m->frequencies[i];
-            own->desk->turn[(size_t)n * m->head_dim + i] = cosf(angle);
-            own->desk->turn[(size_t)n * m->head_dim + pairs + i] = sinf(angle);
+    for (int n = own->from; m->rotary && n < own->to; n++) {
+        float *turn = own->desk->turn + (size_t)n * m->head_dim;
+        for (int i = 0; i < pairs; i++) {
+            const float angle = (float)p->positions[tile->which[n]] * m->frequencies[i];
+            turn[i] = cosf(angle);
+            turn[pairs + i] = sinf(angle);
         }
     }
+}
+
+static void begin(const Pass *p, Thread *t, const Own *own, const Tile *tile) {
+    const Model *m = p->run->model;
+    for (int n = own->from; n < own->to; n++) {
+        float *x = t->x + (size_t)n * m->hidden;
+        const int64_t position = p->positions[tile->which[n]];
+        unpack_row(&m->embedding, (int)p->ids[tile->which[n]], x);
+        if (!m->rotary)
+            for (int i = 0; i < m->hidden; i++) x[i] += m->learned[position * m->hidden + i];
+    }
+    set_turns(p, own, tile);
 }
 
 /* One head of one position to the cache; engine.h draws where it lies. What this thread has rounded
@@ -275,21 +289,25 @@ static void store_value(const Run *r, size_t head, int at, const float *x) {
         r->kernels->round8(x, (int)hd, (int8_t *)r->values + first, r->value_scales + head + at);
 }
 
-/* Queries to the tile's buffer, keys and values to the cache: a thread's share of all heads. */
-static void project_heads(const Pass *p, Thread *t, const Own *own, int thread, int layer, int first,
-                          int tokens) {
+/* Queries to the tile's buffer, keys and values to the cache: a thread's share of the heads from
+   `begin` to `end`, queries first. */
+static void project_heads(const Pass *p, Thread *t, const Own *own, int thread, int layer,
+                          const Tile *tile, int begin, int end) {
     const Run *r = p->run;
     const Model *m = r->model;
     const Matrix *qkv = &m->layer[layer].qkv;
     const int hd = m->head_dim, per_head = hd / ROWS;
     int from, to;
-    share(m->heads + 2 * m->kv_heads, thread, crew_size(r->crew), &from, &to);
+    share(end - begin, thread, crew_size(r->crew), &from, &to);
+    from += begin, to += begin;
+    normalise(r, t, own, &m->layer[layer].before);
     const Input in = rounded(r, own, qkv, own->desk->normed);
-    r->kernels->project(qkv, &in, tokens, from * per_head, to * per_head, t->part, (size_t)qkv->rows);
-    for (int n = 0; n < tokens; n++)
+    r->kernels->project(qkv, &in, tile->tokens, from * per_head, to * per_head, t->part,
+                        (size_t)qkv->rows);
+    for (int n = 0; n < tile->tokens; n++)
         for (int unit = from; unit < to; unit++) {
             float *x = t->part + (size_t)n * qkv->rows + (size_t)unit * hd;
-            const int sequence = (first + n) / p->time, at = p->past + (first + n) % p->time;
+            const int sequence = tile->which[n] / p->time, at = p->past + tile->which[n] % p->time;
             const int kv = unit - m->heads;
             if (m->rotary && kv < m->kv_heads) turn(x, own->desk->turn + (size_t)n * hd, hd);
             if (kv < 0)
@@ -303,27 +321,29 @@ static void project_heads(const Pass *p, Thread *t, const Own *own, int thread, 
 
 /* Where the tile's runs of tokens begin that go over the cache together: neighbours of one sequence.
    Returns how many there are; start[that] is the tile's end. */
-static int runs_of(const Pass *p, int first, int tokens, int start[TILE + 1]) {
+static int runs_of(const Pass *p, const Tile *tile, int start[TILE + 1]) {
     int runs = 0;
-    for (int n = 0; n < tokens; runs++) {
-        const int left = p->time - (first + n) % p->time;
+    for (int n = 0, length; n < tile->tokens; n += length, runs++) {
         start[runs] = n;
-        n += left < ABREAST ? left : ABREAST;
+        for (length = 1; length < ABREAST && n + length < tile->tokens; length++) {
+            const int next = tile->which[n + length];
+            if (next != tile->which[n] + length || next % p->time == 0) break;
+        }
     }
-    start[runs] = tokens;
+    start[runs] = tile->tokens;
     return runs;
 }
 
-static void attend(const Pass *p, Thread *t, int thread, int layer, int first, int tokens) {
+static void attend(const Pass *p, Thread *t, int thread, int layer, const Tile *tile) {
     const Run *r = p->run;
     const Model *m = r->model;
     const int hd = m->head_dim, group = m->heads / m->kv_heads;
     int start[TILE + 1], from, to;
-    const int runs = runs_of(p, first, tokens, start);
+    const int runs = runs_of(p, tile, start);
     share(runs * m->heads, thread, crew_size(r->crew), &from, &to);
     for (int unit = from; unit < to; unit++) {
         const int head = unit / runs, n = start[unit % runs];
-        const int sequence = (first + n) / p->time;
+        const int sequence = tile->which[n] / p->time;
         const size_t cache = cached(r, sequence, layer, head / group);
         const size_t at = cache * hd * (size_t)r->cache_bits / 8;
         const size_t own = ((size_t)n * m->heads + head) * hd;
@@ -338,7 +358,7 @@ static void attend(const Pass *p, Thread *t, int thread, int layer, int first, i
             .mask = p->mask + (size_t)sequence * p->stride,
             .scores = t->scores,
             .tokens = start[unit % runs + 1] - n,
-            .count = p->past + (first + n) % p->time + 1,
+            .count = p->past + tile->which[n] % p->time + 1,
             .head_dim = hd,
             .room = r->room,
         };
@@ -381,63 +401,93 @@ static void mlp(const Run *r, Thread *t, const Own *own, int thread, const Layer
     }
 }
 
-static void layers(const Pass *p, Thread *t, const Own *own, int thread, int first, int tokens) {
+/* What a layer makes of the tile's tokens, whose queries, keys and values are there. */
+static void rest_of_layer(const Pass *p, Thread *t, const Own *own, int thread, int layer,
+                          const Tile *tile) {
+    const Run *r = p->run;
+    const Layer *l = &r->model->layer[layer];
+    attend(p, t, thread, layer, tile);
+    crew_meet(r->crew);
+    project_share(r, own, thread, &l->out, r->attended, tile->tokens, r->added);
+    crew_meet(r->crew);
+    add(r, t, own);
+    normalise(r, t, own, &l->after);
+    mlp(r, t, own, thread, l, tile->tokens);
+    crew_meet(r->crew);
+    project_share(r, own, thread, &l->down, r->inner, tile->tokens, r->added);
+    crew_meet(r->crew);
+    add(r, t, own);
+}
+
+/* Whether the logits of a token are wanted: of the last ones, or of all. */
+static int wanted(const Pass *p, int which) { return p->all || which % p->time == p->time - 1; }
+
+/* Go on with the tokens alone whose logits are wanted: nobody reads of the others what comes after
+   their last keys and values. Everything else of the last layer is for these few. */
+static void narrow(const Pass *p, Thread *t, Own *own, int thread, Tile *tile) {
+    Run *r = p->run;
+    const size_t width = (size_t)r->model->hidden;
+    const Own before = *own;
+    float *stream = before.together ? r->added : t->x; /* others may keep those tokens from now on */
+    int kept = 0;
+    for (int n = 0; n < tile->tokens; n++) {
+        if (!wanted(p, tile->which[n])) continue;
+        if (n >= before.from && n < before.to)
+            memmove(stream + kept * width, t->x + n * width, sizeof(float) * width);
+        tile->which[kept++] = tile->which[n];
+    }
+    tile->tokens = kept;
+    *own = own_of(r, thread, kept);
+    crew_meet(r->crew);
+    if (before.together && own->to > own->from)
+        memcpy(t->x + own->from * width, r->added + own->from * width,
+               sizeof(float) * width * (size_t)(own->to - own->from));
+    set_turns(p, own, tile);
+}
+
+static int all_wanted(const Pass *p, const Tile *tile) {
+    for (int n = 0; n < tile->tokens; n++)
+        if (!wanted(p, tile->which[n])) return 0;
+    return 1;
+}
+
+/* Afterwards the tile has none but the tokens whose logits are wanted. */
+static void layers(const Pass *p, Thread *t, Own *own, int thread, Tile *tile) {
     const Run *r = p->run;
     const Model *m = r->model;
-    for (int i = 0; i < m->layers; i++) {
-        const Layer *l = &m->layer[i];
-        normalise(r, t, own, &l->before);
-        project_heads(p, t, own, thread, i, first, tokens);
-        crew_meet(r->crew);
-        attend(p, t, thread, i, first, tokens);
-        crew_meet(r->crew);
-        project_share(r, own, thread, &l->out, r->attended, tokens, r->added);
-        crew_meet(r->crew);
-        add(r, t, own);
-        normalise(r, t, own, &l->after);
-        mlp(r, t, own, thread, l, tokens);
-        crew_meet(r->crew);
-        project_share(r, own, thread, &l->down, r->inner, tokens, r->added);
-        crew_meet(r->crew);
-        add(r, t, own);
+    const int last = m->layers - 1, every = m->heads + 2 * m->kv_heads;
+    for (int i = 0; i <= last; i++) {
+        if (i < last || all_wanted(p, tile)) {
+            project_heads(p, t, own, thread, i, tile, 0, every);
+            crew_meet(r->crew);
+        } else {
+            project_heads(p, t, own, thread, i, tile, m->heads, every);
+            narrow(p, t, own, thread, tile);
+            if (!tile->tokens) return;
+            project_heads(p, t, own, thread, i, tile, 0, m->heads);
+            crew_meet(r->crew);
+        }
+        rest_of_layer(p, t, own, thread, i, tile);
     }
 }
 
-/* Logits of the tile's tokens that are wanted, and the best of this thread's rows. */
-static int head(const Pass *p, const Thread *t, const Own *own, int thread, int first, int tokens,
-                int *row) {
+/* The tile's logits, and the best of this thread's rows. */
+static void head(const Pass *p, const Thread *t, const Own *own, int thread, const Tile *tile) {
     const Run *r = p->run;
     const Model *m = r->model;
-    Own wanted = *own; /* the same tokens, counted without those that need no logits */
-    int count = 0;
-    wanted.from = wanted.to = 0;
-    for (int n = 0; n < tokens; n++) {
-        const int last = (first + n) % p->time == p->time - 1;
-        if (!p->all && !last) continue;
-        row[count] = p->all ? first + n : (first + n) / p->time;
-        if (n >= own->from && n < own->to) {
-            r->kernels->normalise(t->x + (size_t)n * m->hidden, &m->last, 1, m->hidden, m->epsilon,
-                                  own->desk->normed + (size_t)count * m->hidden);
-            wanted.to = count + 1;
-        }
-        wanted.from += n < own->from;
-        count++;
-    }
-    if (wanted.to < wanted.from) wanted.to = wanted.from;
-    if (!count) return 0;
-    project_share(r, &wanted, thread, &m->head, own->desk->normed, count, r->logits);
+    normalise(r, t, own, &m->last);
+    project_share(r, own, thread, &m->head, own->desk->normed, tile->tokens, r->logits);
     int from, to;
     share(m->head.rows / ROWS, thread, crew_size(r->crew), &from, &to);
     from *= ROWS, to *= ROWS;
     if (to > m->vocabulary) to = m->vocabulary;
-    for (int n = 0; n < count; n++) {
+    for (int n = 0; n < tile->tokens; n++) {
         int best = 0;
         r->best[thread][n] = from < to ? r->kernels->largest(r->logits + (size_t)n * m->head.rows + from,
                                                              to - from, &best)
                                        : -INFINITY;
         r->where[thread][n] = from + best;
     }
-    return count;
 }
 
 /* The next token of the tile's row `n`; -1 where a logit is not finite. */
@@ -456,15 +506,16 @@ static int choose(const Pass *p, Thread *t, int n, int row) {
                   &t->sieve);
 }
 
-/* Every thread does some of the rows. */
-static void hand_out(const Pass *p, Thread *t, int thread, int count, const int *row) {
+/* Every thread does some of the tokens. */
+static void hand_out(const Pass *p, Thread *t, int thread, const Tile *tile) {
     const Run *r = p->run;
     const size_t vocabulary = (size_t)r->model->vocabulary;
-    for (int n = thread; n < count; n += crew_size(r->crew)) {
+    for (int n = thread; n < tile->tokens; n += crew_size(r->crew)) {
+        const int row = p->all ? tile->which[n] : tile->which[n] / p->time;
         if (p->logits)
-            memcpy(p->logits + (size_t)row[n] * vocabulary,
+            memcpy(p->logits + (size_t)row * vocabulary,
                    r->logits + (size_t)n * r->model->head.rows, sizeof(float) * vocabulary);
-        if (p->chosen && !p->all) p->chosen[row[n]] = choose(p, t, n, row[n]);
+        if (p->chosen && !p->all) p->chosen[row] = choose(p, t, n, row);
     }
 }
 
@@ -473,18 +524,18 @@ static void pass(void *job, int thread) {
     Run *r = p->run;
     Thread *t = &r->thread[thread];
     const int total = r->batch * p->time;
-    int row[TILE];
     for (int first = 0, turn = 0; first < total; first += TILE, turn ^= 1) {
-        const int tokens = total - first < TILE ? total - first : TILE;
+        Tile tile = {.tokens = total - first < TILE ? total - first : TILE};
+        for (int n = 0; n < tile.tokens; n++) tile.which[n] = first + n;
         if (thread == 0) r->stop[turn] = p->cancel && *p->cancel;
-        const Own own = own_of(r, thread, tokens);
-        begin(p, t, &own, first);
-        layers(p, t, &own, thread, first, tokens);
+        Own own = own_of(r, thread, tile.tokens);
+        begin(p, t, &own, &tile);
+        layers(p, t, &own, thread, &tile);
         if (r->stop[turn]) return;
-        const int count = head(p, t, &own, thread, first, tokens, row);
-        if (!count) continue;
+        if (!tile.tokens) continue;
+        head(p, t, &own, thread, &tile);
         crew_gather(r->crew);
-        hand_out(p, t, thread, count, row);
+        hand_out(p, t, thread, &tile);
         crew_gather(r->crew);
     }
 }

@@ -125,6 +125,25 @@ def test_threads_change_no_bit(model, tmp_path):
     assert np.array_equal(one, two)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("batch", "time"), [(1, 5), (1, 70), (3, 11), (9, 2), (40, 3), (3, 1)])
+def test_last_logits_are_those_of_a_pass_that_computes_all(model, tmp_path, batch, time, threads):
+    """Tokens whose logits nobody wants leave the last layer early; some tiles have none that stay,
+    some more than are kept by every thread."""
+    graph, path = model[1], written(model, tmp_path, "int8")
+    feed = feed_of(graph, batch, time, past=0)
+    feed["attention_mask"][:, :3] = 1
+    run = opened(path, graph, threads).ready(batch)
+    where = feed["input_ids"], feed["position_ids"], feed["attention_mask"] != 0
+    every = run.forward(*where, every=True)[:, -1]
+    assert np.array_equal(run.forward(*where, every=False)[:, 0], every)
+    after = feed["input_ids"][:, :1], feed["position_ids"][:, -1:] + 1
+    mask = np.ones((batch, time + 1), np.uint8)
+    one = run.forward(*after, mask, every=False)
+    run.forward(*where, every=True)
+    assert np.array_equal(run.forward(*after, mask, every=False), one)
+
+
 def test_greedy_text_is_that_of_the_logits_for_prompts_of_unlike_length(model, tmp_path):
     session = opened(written(model, tmp_path, "int8"), model[1])
     prompts = ((5, 9, 300), (7,), (1, 2, 3, 4, 5, 6))
