@@ -2,7 +2,7 @@
 
 BUNDLE/
   manifest.json            this file's `Manifest`
-  golden.npz               inputs and torch fp32 outputs of the parity cases
+  golden.npz               inputs and reference outputs, in fp32, of the parity cases
   adapters/NAME.npz        low-rank adapters that are switched at run time, if any
   model.onnx               a model of one graph named "model" lies at the top,
   openvino_model.xml/.bin
@@ -75,7 +75,7 @@ class FileSum(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Drift(Struct, frozen=True, forbid_unknown_fields=True):
-    """How far one output of one parity case is from torch fp32, and the rule that it is held to.
+    """How far one output of one parity case is from the reference, and the rule that it is held to.
 
     The numbers are None where there are none: for a quality figure or tokens, which the rule
     quotes, and for outputs that cannot be compared.
@@ -276,7 +276,7 @@ def check_files(bundle: Bundle, only: set[str] | None = None) -> None:
 
 
 class Case(Struct, frozen=True):
-    """One parity case: inputs, and what torch computed from them in fp32."""
+    """One parity case: inputs, and what the reference made of them in fp32."""
 
     graph: str
     name: str

@@ -37,7 +37,7 @@ from edgegen.parity import cases, keep
 from edgegen.ready import adapted, folded_parts, opened, switched
 from edgegen.runtimes._adapters import FOLDER
 from edgegen.runtimes._adapters import write as write_adapter
-from edgegen.seal import prove, tools, write_manifest
+from edgegen.seal import prove, write_manifest
 from edgegen.sources import Model, Part
 from edgegen.spec import Report, silent
 
@@ -306,7 +306,6 @@ def _manifest(
         history=model.history,
         adapters={name: f"{FOLDER}/{name}.npz" for name in adapters},
         adapter=switched.first,
-        tools=tools(),
     )
 
 

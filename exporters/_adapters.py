@@ -12,7 +12,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from edgegen.spec import Array, GraphSpec, TensorSpec
 RANK = "rank"
 FORMATS = ("onnx", "openvino", "torch")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
 
 
 def taken_off(parts: Parts) -> tuple[dict[str, Part], Placed]:
