@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 from msgspec import Struct
@@ -296,6 +294,8 @@ class Case(Struct, frozen=True):
 
 def write_golden(cases: list[Case], path: Path) -> None:
     """Store cases as one `.npz`; keys are `graph/case/in|out/tensor`."""
+    from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
+
     arrays: dict[str, Array] = {}
     for case in cases:
         for side, tensors in (("in", case.inputs), ("out", case.outputs)):
@@ -311,6 +311,8 @@ def write_golden(cases: list[Case], path: Path) -> None:
 def _repeats(array: Array) -> bool:
     """Is it worth packing? A long cache holds one stretch many times; logits are noise to zlib,
     which took longer over them than the model did."""
+    import zlib
+
     start = array.reshape(-1)[: SAMPLE // array.itemsize].tobytes()
     return len(zlib.compress(start, 1)) < 0.8 * len(start)
 
@@ -321,6 +323,8 @@ def read_golden(bundle: Bundle) -> list[Case]:
     Raises:
         FormatError: the file is missing or broken.
     """
+    from zipfile import BadZipFile
+
     path = bundle.path / GOLDEN
     cases: dict[tuple[str, str], Case] = {}
     try:
