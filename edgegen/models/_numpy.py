@@ -1,6 +1,6 @@
 """The decoder of `gpt` in numpy: the reference of an export that needs nothing else of torch.
 
-Importing torch takes longer than proving a compact decoder does, and a board may not have it. No
+Importing torch takes as long as proving a compact decoder does, and a board may not have it. No
 line of arithmetic is shared with `gpt` or with an engine, so that each tests the others.
 
 Source: as `gpt`; Xiong et al. 2020, arXiv:2002.04745 (norms before), Zhang and Sennrich 2019,
