@@ -32,9 +32,11 @@ from edgegen.errors import UnsupportedError
 from edgegen.exporters import group_size, is_text
 from edgegen.exporters._onnx_nodes import Writer, drop_unused
 from edgegen.exporters._onnx_quantize import save
+from edgegen.exporters._weights import weights_of
 from edgegen.spec import Array, Feed, GraphSpec
 
 FILE = "model.fused.onnx"
+PLAIN = True
 OWN = "com.microsoft"
 OPSET, IR_VERSION = 21, 10
 EMBEDDING = "embed_tokens.weight"
@@ -50,9 +52,8 @@ def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
     Raises:
         UnsupportedError: no decoder of the `gpt` family, or heads that attention cannot take.
     """
-    from edgegen.models.gpt import Net
-
-    if not isinstance(module, Net) or not is_text(graph):
+    weights = weights_of(module)
+    if not weights or not is_text(graph):
         raise UnsupportedError(
             f"fused: graph {graph.name} is no decoder of the gpt family",
             "leave fused out of --to: it runs text alone",
@@ -63,7 +64,6 @@ def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
             f"fused: head_dim is {size}, ONNX Runtime's attention wants a multiple of {unit}",
             "leave fused out of --to: onnx and openvino run any size",
         )
-    weights = {name: t.detach().float().numpy() for name, t in module.state_dict().items()}
     drawn = helper.make_graph([], graph.name, *_ends(graph, module.config.style))
     Decoder(drawn, module, weights).draw()
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(OWN, 1)]
@@ -98,7 +98,7 @@ class Decoder:
         if self._config.style == "llama":
             turns = np.outer(
                 np.arange(self._config.max_position_embeddings),
-                module.frequencies.detach().double().numpy(),
+                weights["frequencies"].astype(np.float64),
             )
             self._angles = [
                 self._keep(turn(turns), name) for name, turn in (("cos", np.cos), ("sin", np.sin))
