@@ -168,15 +168,20 @@ def ledger(path: Path) -> tuple[Layer, ...]:
     """Every matrix as it stands in the file; padding counts as parameters."""
     sizes, tensors = read(path)
     return tuple(
-        _row(name.removesuffix(".weight"), array.size, sizes)
+        _row(name.removesuffix(".weight"), tensors, sizes)
         for name, array in tensors.items()
         if name.endswith(".weight") and array.ndim > 1
     )
 
 
-def _row(name: str, stored: int, sizes: Sizes) -> Layer:
+def _row(name: str, tensors: dict[str, Array], sizes: Sizes) -> Layer:
     bits = sizes.outer_bits if name in ("embedding", "head") else sizes.bits
+    stored = tensors[f"{name}.weight"].size
     if bits == 32:
         return Layer(name, "Matrix", "fp32", stored)
+    is_by_row = tensors[f"{name}.scale"].shape[1] == 1
     note = "weight-only; inputs rounded to int8 within groups"
-    return Layer(name, "Matrix", f"int{bits}", stored * 8 // bits, GROUP, note)
+    note = f"a scale a row; {note}" if is_by_row else note
+    return Layer(
+        name, "Matrix", f"int{bits}", stored * 8 // bits, None if is_by_row else GROUP, note
+    )

@@ -167,21 +167,23 @@ static float half(uint16_t bits) {
 
 /* One row of a packed matrix, as floats. */
 static void unpack_row(const Matrix *m, int row, float *x) {
-    const int lane = row % ROWS;
-    const size_t line = (size_t)(row / ROWS) * m->k;
-    float scale = 1;
-    for (int k = 0; k < m->k; k++) {
-        if (m->bits == 32) {
-            x[k] = ((const float *)m->weights)[(line + k) * ROWS + lane];
-            continue;
-        }
-        if (k % GROUP == 0) scale = half(m->scales[(line + k) / GROUP * ROWS + lane]);
-        if (m->bits == 8) {
-            x[k] = scale * ((int)m->weights[line * ROWS + (size_t)(k / 4) * 64 + lane * 4 + k % 4] - 128);
-        } else {
-            uint8_t two = m->weights[line * ROWS / 2 + (size_t)(k / 8) * 64 + lane * 4 + k % 4];
-            x[k] = scale * ((k % 8 < 4 ? two & 15 : two >> 4) - 8);
-        }
+    const int lane = row % ROWS, groups = m->k / GROUP;
+    const size_t before = (size_t)(row / ROWS) * m->k; /* of each of 16 rows */
+    if (m->bits == 32) {
+        const float *from = (const float *)m->weights + before * ROWS + lane;
+        for (int k = 0; k < m->k; k++) x[k] = from[(size_t)k * ROWS];
+        return;
+    }
+    const uint8_t *at = m->weights + before * ROWS * (size_t)m->bits / 8 + lane * 4;
+    const uint16_t *scales = m->scales + (m->by_row ? (size_t)row - lane : before / GROUP * ROWS) + lane;
+    for (int g = 0; g < groups; g++) {
+        const float scale = half(scales[m->by_row ? 0 : g * ROWS]);
+        const int lines = GROUP / 32 * m->bits; /* of 64 bytes */
+        for (int line = 0; line < lines; line++, at += 64, x += GROUP / lines)
+            for (int k = 0; k < 4; k++) {
+                if (m->bits == 8) x[k] = scale * (at[k] - 128);
+                if (m->bits == 4) x[k] = scale * ((at[k] & 15) - 8), x[k + 4] = scale * ((at[k] >> 4) - 8);
+            }
     }
 }
 
