@@ -14,7 +14,7 @@ import numpy as np
 
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
-from edgegen.exporters import is_text
+from edgegen.exporters import BY_ROW, is_text
 from edgegen.exporters._native_file import (
     GROUP,
     ROWS,
@@ -34,6 +34,7 @@ __all__ = ["FILE", "dress", "ledger", "pack", "quantize", "read", "unpack", "wri
 FILE = "model.native.safetensors"
 KV_CACHES = ("int8",)
 # Bits of the layers, and of embedding and head, which lose most.
+SCALE_A_ROW = ("int8",)
 BITS = {"fp32": (32, 32), "int8": (8, 8), "int4": (4, 8)}
 
 
@@ -136,9 +137,9 @@ def quantize(
     """Pack the fp32 file at `path` anew, at 8 or 4 bit.
 
     Raises:
-        UnsupportedError: another precision, or groups of another size than 32.
+        UnsupportedError: another precision, or groups of another size than 32 or a row.
     """
-    if precision not in BITS or group not in (0, GROUP):
+    if precision not in BITS or group not in (0, GROUP, BY_ROW):
         what = f"group size {group}" if precision in BITS else precision
         raise UnsupportedError(
             f"native: {what}; it runs fp32, int8 and int4 in groups of {GROUP}",
@@ -153,13 +154,14 @@ def quantize(
             small[name] = array
             continue
         at = outer if name.startswith(("embedding.", "head.")) else bits
-        packed, scale = pack(unpack(array), at)
+        packed, scale = pack(unpack(array), at, by_row=group == BY_ROW)
         small[name] = packed
         if scale is not None:
             small[f"{name.removesuffix('.weight')}.scale"] = scale
     save(path, msgspec.structs.replace(sizes, bits=bits, outer_bits=outer), small)
+    scales = "a scale a row" if group == BY_ROW else f"group size {GROUP}"
     return (
-        f"weight-only {precision}, group size {GROUP}; embedding and head int{outer}",
+        f"weight-only {precision}, {scales}; embedding and head int{outer}",
         f"inputs of each product are rounded to int8 within groups of {GROUP}",
     )
 
