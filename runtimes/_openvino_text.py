@@ -28,10 +28,11 @@ def ready(model: Any) -> None:
 
 def _ask_for_rows(model: Any) -> None:
     """Give it the input `rows`, gathered right before the head; none where no product is last."""
-    logits = next(port for port in model.outputs if "logits" in port.names)
-    head = logits.node.input(0).get_source_output().get_node()
-    if head.get_type_name() != "MatMul":
+    logits = [port.node for port in model.outputs if "logits" in port.names]
+    heads = [result.input(0).get_source_output().get_node() for result in logits]
+    if [head.get_type_name() for head in heads] != ["MatMul"]:
         return
+    [head] = heads
     rows = opset13.parameter([-1], np.int64, name=ROWS)
     rows.output(0).get_tensor().set_names({ROWS})
     axis = opset13.constant(np.int64(1))
