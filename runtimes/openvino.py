@@ -7,8 +7,12 @@ whether it obeyed.
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import math
 from collections.abc import Callable, Sequence
+=======
+from collections.abc import Callable
+>>>>>>> main
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +27,13 @@ from edgegen.errors import (
     UnsupportedError,
 )
 from edgegen.rooms import nearest
+<<<<<<< HEAD
 from edgegen.runtimes._openvino_checks import cause, check_device, check_precision
 from edgegen.runtimes._openvino_counters import Counters
 from edgegen.runtimes._openvino_streams import ONE_THREAD_EACH, Streams
+=======
+from edgegen.runtimes._openvino_text import ROWS, StatefulForward, ready
+>>>>>>> main
 from edgegen.spec import Array, CachedForward, Feed, GraphSpec, Operator, Options
 
 READS = "openvino"
@@ -84,6 +92,7 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> O
     config = _config(target, options)
     try:
         model = core().read_model(path)
+        ready(model)
         compiled = core().compile_model(model, target, config)
     except RuntimeError as error:
         raise FormatError(
@@ -231,22 +240,7 @@ class OvSession:
         """A forward over OpenVINO's own variables; only for a stateful text model."""
         if not self._states:
             raise EdgeGenError(f"graph {self.graph.name} keeps no state")
-        return self._forward
-
-    def _forward(
-        self, input_ids: Array, attention_mask: Array, position_ids: Array, *, fresh: bool
-    ) -> Array:
-        """Logits of the last position, (batch, vocabulary)."""
-        if fresh:
-            self._request.reset_state()
-        self._infer(
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-            }
-        )
-        return np.array(self._request.get_tensor("logits").data[:, -1])
+        return StatefulForward(self._request, self._inputs, self._guarded)
 
     def _load_cache(self, inputs: Feed) -> None:
         self._request.reset_state()
@@ -258,9 +252,18 @@ class OvSession:
         arrays = {name: np.ascontiguousarray(array) for name, array in feed.items()}
         if "beam_idx" in self._inputs:
             arrays["beam_idx"] = np.arange(len(arrays["input_ids"]), dtype=np.int32)
+        if ROWS in self._inputs:
+            arrays[ROWS] = np.arange(arrays["input_ids"].shape[1])
+        self._guarded(lambda: self._request.infer(arrays, share_inputs=True, share_outputs=True))
+
+    def _guarded(self, infer: Callable[[], Any]) -> None:
         try:
+<<<<<<< HEAD
             # Without shared outputs it would copy each of them for a result that nobody reads.
             self._request.infer(arrays, share_inputs=True, share_outputs=True)
+=======
+            infer()
+>>>>>>> main
         except RuntimeError as error:
             raise self._failed(error) from error
         if self._counters:
