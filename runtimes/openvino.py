@@ -7,12 +7,8 @@ whether it obeyed.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import math
 from collections.abc import Callable, Sequence
-=======
-from collections.abc import Callable
->>>>>>> main
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +23,10 @@ from edgegen.errors import (
     UnsupportedError,
 )
 from edgegen.rooms import nearest
-<<<<<<< HEAD
 from edgegen.runtimes._openvino_checks import cause, check_device, check_precision
 from edgegen.runtimes._openvino_counters import Counters
 from edgegen.runtimes._openvino_streams import ONE_THREAD_EACH, Streams
-=======
 from edgegen.runtimes._openvino_text import ROWS, StatefulForward, ready
->>>>>>> main
 from edgegen.spec import Array, CachedForward, Feed, GraphSpec, Operator, Options
 
 READS = "openvino"
@@ -254,16 +247,12 @@ class OvSession:
             arrays["beam_idx"] = np.arange(len(arrays["input_ids"]), dtype=np.int32)
         if ROWS in self._inputs:
             arrays[ROWS] = np.arange(arrays["input_ids"].shape[1])
+        # Without shared outputs it would copy each of them for a result that nobody reads.
         self._guarded(lambda: self._request.infer(arrays, share_inputs=True, share_outputs=True))
 
     def _guarded(self, infer: Callable[[], Any]) -> None:
         try:
-<<<<<<< HEAD
-            # Without shared outputs it would copy each of them for a result that nobody reads.
-            self._request.infer(arrays, share_inputs=True, share_outputs=True)
-=======
             infer()
->>>>>>> main
         except RuntimeError as error:
             raise self._failed(error) from error
         if self._counters:

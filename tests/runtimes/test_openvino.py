@@ -14,11 +14,7 @@ from edgegen.errors import (
     NotFoundError,
     UnsupportedError,
 )
-<<<<<<< HEAD
-from edgegen.runtimes import _openvino_checks, _pictures, deploy, openvino
-=======
-from edgegen.runtimes import _openvino_text, deploy, openvino
->>>>>>> main
+from edgegen.runtimes import _openvino_checks, _openvino_text, _pictures, deploy, openvino
 from edgegen.runtimes.loops.autoregressive import PastForward
 from edgegen.spec import GraphSpec, Options, TensorSpec
 from edgegen.verify import greedy
