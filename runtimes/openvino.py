@@ -180,10 +180,10 @@ class OvSession:
         ran = compiled.get_property("EXECUTION_DEVICES")
         device = ",".join(str(name).lower().strip("()").replace(".", ":") for name in ran)
         self._counters = Counters(device) if profiled else None
-        self._in_streams = in_streams
         self._streams: Streams | None = None
         alone = in_streams is None or profiled or bool(self._states)
         self.streams = 1 if alone else int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        self._in_streams = in_streams if self.streams > 1 else None  # it keeps the model's memory
         self._large = {} if self._states else _large_outputs(graph)
         self._bound: dict[str, Array] = {}
 
