@@ -38,6 +38,7 @@ class Peer(Struct, frozen=True):
     environment: str = ""  # where two peers are two ways of using one installation
     build_variables: dict[str, str] = {}
     head_bits: dict[str, float] = {}  # of embedding and head by precision, where not as everybody's
+    lacks: str = "has no {precision} of its own"  # of a precision that is not in `precisions`
 
 
 class PeerError(Exception):
@@ -46,7 +47,6 @@ class PeerError(Exception):
 
 TORCH = ("torch==2.13.0",)
 ALL = ("fp32", "int8", "int4")
-UNWRITTEN = "its export and loop of a decoder with a cache are not written here yet"
 LLAMA_CPP = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" + "".join(
     f" -DLLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "TOOLS", "SERVER")
 )
@@ -152,13 +152,14 @@ PEERS = [
         ("fp32", "int8"),
         (TORCH, ("ctranslate2==4.8.5", "transformers==5.23.0", "numpy==2.4.6")),
     ),
-    *(
-        Peer(name, "not-written", ("fp32",), (TORCH, packages), {"why": f"installs; {why}"})
-        for name, packages, why in (
-            ("ncnn", ("ncnn==1.0.20261020", "pnnx==20261020"), f"by way of pnnx {UNWRITTEN}"),
-            ("litert", ("litert-torch==0.10.0",), f"by way of litert-torch {UNWRITTEN}"),
-            ("executorch", ("executorch==1.5.1",), f"by way of XNNPACK {UNWRITTEN}"),
-        )
+    Peer("executorch", "executorch", ALL, (TORCH, ("executorch==1.5.1", "safetensors==0.8.0"))),
+    Peer("litert", "litert", ALL, (TORCH, ("litert-torch==0.10.0",))),
+    Peer(
+        "ncnn",
+        "ncnn",
+        ("fp32",),
+        (TORCH, ("ncnn==1.0.20261020", "pnnx==20261020", "safetensors==0.8.0")),
+        lacks="the wheels of ncnn and pnnx bring no tool that rounds weights to {precision}",
     ),
 ]
 
