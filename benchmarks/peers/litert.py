@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def build(model: Path, output: Path, precision: str, options: dict[str, str]) ->
             recipe = f"{folder}/recipe.json"
             Path(recipe).write_text(json.dumps(_int4()))
         export(
-            str(model),
+            str(_source(model, Path(folder))),
             folder,
             prefill_lengths=list(PREFILLS),
             cache_length=CONTEXT,
@@ -51,6 +52,17 @@ def build(model: Path, output: Path, precision: str, options: dict[str, str]) ->
         f"{TOLD[precision]}; XNNPACK, cache fp32 of {CONTEXT} positions, the prompt but for "
         f"its last token in calls of {PREFILLS[0]} or {PREFILLS[1]}"
     )
+
+
+def _source(model: Path, folder: Path) -> Path:
+    """The model with a configuration that names what the exporter asks of every one."""
+    copy = shutil.copytree(model, folder / "source", copy_function=os.symlink)
+    config = json.loads((model / "config.json").read_text())
+    if "num_key_value_heads" not in config:
+        config["num_key_value_heads"] = config["n_head"]
+        (copy / "config.json").unlink()
+        (copy / "config.json").write_text(json.dumps(config))
+    return copy
 
 
 def _exporter() -> Any:
