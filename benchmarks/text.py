@@ -25,7 +25,7 @@ import peers
 import text_models
 from answers import RESULTS, Log, say
 from peers import PeerError
-from text_ready import Plan, Ready, prepare, reference_of
+from text_ready import Plan, Ready, forget, prepare, reference_of
 from text_tables import table, weight_mb
 
 from edgegen import peaks
@@ -92,6 +92,8 @@ def one_table(plan: Plan, asked: argparse.Namespace, log: Log) -> list[str]:
     reference = reference_of(plan.model, cache)
     ready, refused = [], []
     for peer in asked.peers:
+        if asked.fresh and not peer.installs:
+            forget(peer, plan, cache)
         try:
             ready.append(prepare(peer, plan, cache, reference))
         except PeerError as error:
@@ -148,6 +150,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=peers.default_cache())
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--fresh", action="store_true", help="export EdgeGen's own bundles anew")
     parser.add_argument("--build-only", action="store_true", help="install, build and check")
     asked = parser.parse_args()
     known = {peer.name: peer for peer in peers.PEERS}

@@ -66,8 +66,7 @@ def build(peer: Peer, python: Path, plan: Plan, cache: Path) -> tuple[Path, str]
     if peer.script == "openvino-genai":  # reads what another one writes
         maker = next(p for p in peers.PEERS if p.name == "optimum-intel")
         return build(maker, peers.install(maker, cache), plan, cache)
-    output = cache / "models" / plan.model / f"{peer.name}-{plan.precision}"
-    told = output.parent / f"{output.name}.json"  # with_suffix would cut llama.cpp-int8 short
+    output, told = places(peer, plan, cache)
     if not told.is_file() or not output.is_dir():
         shutil.rmtree(output, ignore_errors=True)
         source = text_models.folder_of(plan.model, cache)
@@ -75,6 +74,17 @@ def build(peer: Peer, python: Path, plan: Plan, cache: Path) -> tuple[Path, str]
         answer = peers.ask(peer, python, request | {"precision": plan.precision})
         told.write_text(json.dumps(answer))
     return output, str(json.loads(told.read_text())["precision_class"])
+
+
+def places(peer: Peer, plan: Plan, cache: Path) -> tuple[Path, Path]:
+    """The folder of what the peer runs, and the file of what it said of it."""
+    output = cache / "models" / plan.model / f"{peer.name}-{plan.precision}"
+    return output, output.parent / f"{output.name}.json"  # with_suffix would cut llama.cpp short
+
+
+def forget(peer: Peer, plan: Plan, cache: Path) -> None:
+    """So that it is built anew."""
+    places(peer, plan, cache)[1].unlink(missing_ok=True)
 
 
 def check(
