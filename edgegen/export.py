@@ -29,7 +29,7 @@ from edgegen.bundle import (
 from edgegen.calibration import Calibration, calibration
 from edgegen.devices import meters
 from edgegen.errors import NotFoundError, UnsupportedError, UsageError
-from edgegen.exporters import PRECISIONS, dress_graph, quantize_graph, write_graph
+from edgegen.exporters import BY_ROW, PRECISIONS, dress_graph, quantize_graph, write_graph
 from edgegen.exporters._adapters import (
     Switched,
     gather,
@@ -76,11 +76,11 @@ def export(
     One bundle a precision, fp32 unless asked; where there are several, "-fp32", "-int8", ... is
     added to `output`. A quantized checkpoint has its own precision, and takes no other.
     `static` fixes free dimensions. `data` names calibration images for int8 of conv nets, as for
-    training. `group_size` 0 chooses from the channels. `adapters` are folders by name (PEFT's, or
-    checkpoints with adapters) that the bundle holds to be switched at run time; so it does with
-    the adapters of a checkpoint, which go by its name and are in use from the start. `merge` adds
-    them to the weights instead: those of the checkpoint and of one folder. `kv_cache` "int8" has
-    the engine keep a text model's cache in 8 bits.
+    training. `group_size` 0 chooses from the channels, -1 is a whole row. `adapters` are folders
+    by name (PEFT's, or checkpoints with adapters) that the bundle holds to be switched at run time;
+    so it does with the adapters of a checkpoint, which go by its name and are in use from the
+    start. `merge` adds them to the weights instead: those of the checkpoint and of one folder.
+    `kv_cache` "int8" has the engine keep a text model's cache in 8 bits.
 
     Raises:
         UsageError: an unknown precision, one that a quantized checkpoint does not have, a dimension
@@ -234,8 +234,11 @@ def _check_usage(formats: Sequence[str], precisions: Sequence[str] | None, group
                     f"{name}: {precision}: {lacks[precision]}",
                     f"leave {name} out: --to {','.join(rest)}; or take --precision fp16",
                 )
-    if group_size and (group_size < 16 or group_size & (group_size - 1)):
-        raise UsageError(f"group size {group_size}", "take a power of two from 16: 16, 32, 64, 128")
+    if group_size not in (0, BY_ROW) and (group_size < 16 or group_size & (group_size - 1)):
+        raise UsageError(
+            f"group size {group_size}",
+            f"take a power of two from 16: 16, 32, 64, 128; or {BY_ROW}, a whole row",
+        )
 
 
 def _artifacts(

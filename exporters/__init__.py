@@ -34,6 +34,7 @@ from edgegen.spec import Array, Feed, GraphSpec
 
 ROOM = "edgegen.exporters"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+BY_ROW = -1  # in place of a group size: all weights of an output channel share a scale
 GROUP_SIZES = (32, 16)  # small groups: compact models lose most to a coarse scale
 
 
@@ -93,6 +94,7 @@ def quantize_graph(
 ) -> Artifact:
     """Bring a written graph to `precision`, in place, and say what each layer became.
 
+    `group` is how many weights share a scale: 0 chooses, `BY_ROW` is a whole row.
     With `calibration` data int8 is static (weights and activations); without it, int8 and int4
     quantize weights only.
 
@@ -104,6 +106,11 @@ def quantize_graph(
     notes: tuple[str, ...] = ()
     if hasattr(exporter, "fuse") and not is_text(graph):
         notes = exporter.fuse(path)
+    if group == BY_ROW and precision not in getattr(exporter, "SCALE_A_ROW", ()):
+        raise UnsupportedError(
+            f"{kind}: {precision} with a scale a row (--group-size {BY_ROW})",
+            "leave --group-size out; --to native and --to openvino have it at int8",
+        )
     if precision != "fp32":
         notes += exporter.quantize(path, graph, precision, calibration, group)
     layers = exporter.ledger(path)

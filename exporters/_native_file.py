@@ -44,17 +44,19 @@ def sources(layer: str, part: str) -> list[str]:
     return [f"layers.{layer}.{module}" for module in inside.get(part, [f"mlp.{part}_proj"])]
 
 
-def pack(weight: Floats, bits: int) -> tuple[Array, Array | None]:
+def pack(weight: Floats, bits: int, *, by_row: bool = False) -> tuple[Array, Array | None]:
     """(rows, k) as the engine reads it, and its scales (rows / 16, k / 32, 16) in fp16.
 
-    Padded with zeros: rows to a multiple of 16, k to one of 32.
+    `by_row` has all of a row share one: (rows / 16, 1, 16). Padded with zeros: rows to a multiple
+    of 16, k to one of 32.
     """
     rows, k = weight.shape
     padded = np.pad(weight, ((0, -rows % ROWS), (0, -k % GROUP))).astype(np.float32)
     blocks = padded.reshape(-1, ROWS, padded.shape[1])  # (block, row, k)
     if bits == 32:
         return np.ascontiguousarray(blocks.transpose(0, 2, 1)), None
-    groups = blocks.reshape(len(blocks), ROWS, -1, GROUP)  # (block, row, group, k)
+    size = padded.shape[1] if by_row else GROUP
+    groups = blocks.reshape(len(blocks), ROWS, -1, size)  # (block, row, group, k)
     scale, stored = _rounded(groups, bits)
     half = np.ascontiguousarray(scale.transpose(0, 2, 1))
     return interleave(stored.reshape(len(blocks), ROWS, -1), bits), half

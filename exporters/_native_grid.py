@@ -89,13 +89,14 @@ def _packed(parts: Sequence[Any], bits: int, shape: tuple[int, ...]) -> tuple[Ar
     """Integers and scales of stacked matrices in the layout of the kernels; `shape` is that of
     the matrix in fp32, (block, k, 16). What fills it up has the scale 0."""
     blocks, k, _ = shape
+    by_row = all(stored.scale.shape[1] == 1 for stored in parts)
     q = np.full((blocks * ROWS, k), 2 ** (bits - 1), np.uint8)
-    scale = np.zeros((blocks * ROWS, k // GROUP), np.float16)
+    scale = np.zeros((blocks * ROWS, 1 if by_row else k // GROUP), np.float16)
     row = 0
     for stored in parts:
         rows, columns = stored.q.shape
         q[row : row + rows, :columns] = _grid.unsigned(stored, bits)
-        groups = _grid.columns(stored)[::GROUP]
+        groups = [0] if by_row else _grid.columns(stored)[::GROUP]
         scale[row : row + rows, : len(groups)] = np.broadcast_to(
             stored.scale, (rows, stored.scale.shape[1])
         )[:, groups]

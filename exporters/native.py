@@ -14,7 +14,7 @@ import numpy as np
 
 from edgegen.bundle import Layer
 from edgegen.errors import UnsupportedError
-from edgegen.exporters import is_text
+from edgegen.exporters import BY_ROW, is_text
 from edgegen.exporters._native_file import (
     GROUP,
     ROWS,
@@ -34,6 +34,7 @@ __all__ = ["FILE", "dress", "ledger", "pack", "quantize", "read", "unpack", "wri
 FILE = "model.native.safetensors"
 KV_CACHES = ("int8",)
 # Bits of the layers, and of embedding and head, which lose most.
+SCALE_A_ROW = ("int8",)
 BITS = {"fp32": (32, 32), "int8": (8, 8), "int4": (4, 8)}
 
 
@@ -136,9 +137,9 @@ def quantize(
     """Pack the fp32 file at `path` anew, at 8 or 4 bit.
 
     Raises:
-        UnsupportedError: another precision, or groups of another size than 32.
+        UnsupportedError: another precision, or groups of another size than 32 or a row.
     """
-    if precision not in BITS or group not in (0, GROUP):
+    if precision not in BITS or group not in (0, GROUP, BY_ROW):
         what = f"group size {group}" if precision in BITS else precision
         raise UnsupportedError(
             f"native: {what}; it runs fp32, int8 and int4 in groups of {GROUP}",
@@ -153,13 +154,14 @@ def quantize(
             small[name] = array
             continue
         at = outer if name.startswith(("embedding.", "head.")) else bits
-        packed, scale = pack(unpack(array), at)
+        packed, scale = pack(unpack(array), at, by_row=group == BY_ROW)
         small[name] = packed
         if scale is not None:
             small[f"{name.removesuffix('.weight')}.scale"] = scale
     save(path, msgspec.structs.replace(sizes, bits=bits, outer_bits=outer), small)
+    scales = "a scale a row" if group == BY_ROW else f"group size {GROUP}"
     return (
-        f"weight-only {precision}, group size {GROUP}; embedding and head int{outer}",
+        f"weight-only {precision}, {scales}; embedding and head int{outer}",
         f"inputs of each product are rounded to int8 within groups of {GROUP}",
     )
 
@@ -168,15 +170,20 @@ def ledger(path: Path) -> tuple[Layer, ...]:
     """Every matrix as it stands in the file; padding counts as parameters."""
     sizes, tensors = read(path)
     return tuple(
-        _row(name.removesuffix(".weight"), array.size, sizes)
+        _row(name.removesuffix(".weight"), tensors, sizes)
         for name, array in tensors.items()
         if name.endswith(".weight") and array.ndim > 1
     )
 
 
-def _row(name: str, stored: int, sizes: Sizes) -> Layer:
+def _row(name: str, tensors: dict[str, Array], sizes: Sizes) -> Layer:
     bits = sizes.outer_bits if name in ("embedding", "head") else sizes.bits
+    stored = tensors[f"{name}.weight"].size
     if bits == 32:
         return Layer(name, "Matrix", "fp32", stored)
+    is_by_row = tensors[f"{name}.scale"].shape[1] == 1
     note = "weight-only; inputs rounded to int8 within groups"
-    return Layer(name, "Matrix", f"int{bits}", stored * 8 // bits, GROUP, note)
+    note = f"a scale a row; {note}" if is_by_row else note
+    return Layer(
+        name, "Matrix", f"int{bits}", stored * 8 // bits, None if is_by_row else GROUP, note
+    )

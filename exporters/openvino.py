@@ -37,6 +37,9 @@ PRECISION_OF = {
 }
 
 
+SCALE_A_ROW = ("int8",)  # as it always has
+
+
 def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
     """Convert a torch module or a foreign ONNX file, never compressed unasked."""
     notes: tuple[str, ...] = ()

@@ -42,7 +42,9 @@ def export(
     ),
     static: str = typer.Option("", help="Fix free dimensions: 'batch=1,seq=256'."),
     data: str = typer.Option("", help="Calibration images for int8: digits, idx:DIR, images:DIR."),
-    group_size: int = typer.Option(0, help="Group of int4 weights; 0 chooses from the channels."),
+    group_size: int = typer.Option(
+        0, help="Weights that share a scale; 0 chooses, -1 a whole row (int8 of native, openvino)."
+    ),
     kv_cache: str = typer.Option(
         "",
         "--kv-cache",

@@ -1,443 +1,28 @@
 /* The decoder: tokens in, logits or tokens out. engine.h draws the layout; kernels.h does the
    arithmetic. */
-#include "engine.h"
+#include "pass.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-extern const Kernels kernels_plain;
-#if defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avxvnni, kernels_avx512;
-#elif defined(__aarch64__)
-extern const Kernels kernels_neon;
-int neon_has_dot(void);
-#endif
-
-/* The kernels that this CPU can run, best first; NULL for a name that it cannot. */
-static const Kernels *kernels_named(const char *name) {
-    const Kernels *have[4];
-    int count = 0;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
-        have[count++] = &kernels_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c")) {
-        if (__builtin_cpu_supports("avxvnni")) have[count++] = &kernels_avxvnni;
-        have[count++] = &kernels_avx2;
-    }
-#elif defined(__aarch64__)
-    if (neon_has_dot()) have[count++] = &kernels_neon;
-#endif
-    have[count++] = &kernels_plain;
-    for (int i = 0; i < count; i++)
-        if (!name || !*name || !strcmp(have[i]->name, name)) return have[i];
-    return NULL;
-}
-
-EXPORT const char *eg_kernels(const char *name) {
-    const Kernels *found = kernels_named(name);
-    return found ? found->name : NULL;
-}
-
-/* --- a run: caches, buffers and threads ------------------------------------------------------ */
-
-static void *floats(size_t count) {
-    void *out = NULL;
-    size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
-    return posix_memalign(&out, 64, bytes ? bytes : 64) ? NULL : memset(out, 0, bytes);
-}
-
-static int widest(const Model *m) {
-    int width = m->hidden > m->heads * m->head_dim ? m->hidden : m->heads * m->head_dim;
-    return width > m->layer[0].down.k ? width : m->layer[0].down.k;
-}
-
-/* Without a touch: its pages come when something is drawn. */
-static int sieve_new(Sieve *s, int count) {
-    s->x = malloc(sizeof(double) * (size_t)count);
-    s->weight = malloc(sizeof(double) * (size_t)count);
-    s->id = malloc(sizeof(int32_t) * (size_t)count);
-    s->heap = malloc(sizeof(int32_t) * (size_t)count);
-    s->kept = malloc((size_t)count);
-    return s->x && s->weight && s->id && s->heap && s->kept;
-}
-
-static int desk_new(Desk *d, const Model *m, size_t tokens) {
-    const size_t width = (size_t)widest(m);
-    d->normed = floats(tokens * width);
-    d->turn = floats(tokens * (size_t)m->head_dim);
-    d->input.q = floats(tokens * width / 4);
-    d->input.scale = floats(tokens * width / GROUP);
-    d->input.sum = floats(tokens * width / GROUP);
-    return d->normed && d->turn && d->input.q && d->input.scale && d->input.sum;
-}
-
-static void desk_free(Desk *d) {
-    free(d->normed), free(d->turn), free(d->input.q), free(d->input.scale), free(d->input.sum);
-}
-
-static int thread_new(Thread *t, const Model *m, int room) {
-    const int width = widest(m), rows = m->layer[0].qkv.rows;
-    t->x = floats(TILE * (size_t)m->hidden); /* the residual stream, of its own tokens */
-    t->part = floats(TILE * (size_t)(rows > width ? rows : width));
-    t->scores = floats(ABREAST * (size_t)room);
-    const int good = desk_new(&t->desk, m, TOGETHER) && sieve_new(&t->sieve, m->vocabulary);
-    return good && t->x && t->part && t->scores;
-}
-
-EXPORT void eg_run_free(Run *r) {
-    if (!r) return;
-    crew_free(r->crew);
-    for (int i = 0; r->thread && i < r->threads; i++) {
-        Thread *t = &r->thread[i];
-        free(t->x), free(t->part), free(t->scores);
-        desk_free(&t->desk);
-        free(t->sieve.x), free(t->sieve.weight), free(t->sieve.id), free(t->sieve.heap);
-        free(t->sieve.kept);
-    }
-    desk_free(&r->desk);
-    free(r->thread), free(r->best), free(r->where), free(r->keys), free(r->values);
-    free(r->key_scales), free(r->value_scales);
-    free(r->query), free(r->attended), free(r->added), free(r->inner), free(r->logits);
-    free(r);
-}
-
-/* cache_bits: 32 for keys and values as they are, 8 rounded with a scale a head and position. */
-EXPORT Run *eg_run_new(const Model *m, int batch, int threads, int cache_bits, const char *kernels) {
-    if (batch < 1 || batch > 4096 || (cache_bits != 8 && cache_bits != 32)) return NULL;
-    Run *r = calloc(1, sizeof *r);
-    if (!r) return NULL;
-    r->model = m;
-    r->batch = batch;
-    r->capacity = m->positions;
-    r->room = (m->positions + ROWS - 1) / ROWS * ROWS;
-    r->kernels = kernels_named(kernels);
-    r->crew = r->kernels ? crew_new(threads) : NULL;
-    const size_t width = (size_t)m->heads * m->head_dim;
-    r->threads = threads;
-    r->cache_bits = cache_bits;
-    const size_t cached = (size_t)batch * m->layers * m->kv_heads * r->room;
-    const size_t bytes = cached * m->head_dim * (size_t)cache_bits / 8;
-    r->keys = calloc(bytes, 1); /* pages come when they are first written */
-    r->values = calloc(bytes, 1);
-    r->key_scales = calloc(cached, cache_bits == 8 ? sizeof(float) : 0);
-    r->value_scales = calloc(cached, cache_bits == 8 ? sizeof(float) : 0);
-    r->query = floats(TILE * width);
-    r->attended = floats(TILE * width);
-    r->added = floats(TILE * (size_t)m->hidden);
-    r->inner = floats(TILE * (size_t)m->layer[0].down.k);
-    r->logits = calloc(TILE * (size_t)m->head.rows, sizeof(float));
-    r->thread = calloc((size_t)threads, sizeof(Thread));
-    r->best = calloc((size_t)threads, sizeof *r->best);
-    r->where = calloc((size_t)threads, sizeof *r->where);
-    int good = r->crew && r->keys && r->values &&
-               (cache_bits == 32 || (r->key_scales && r->value_scales)) && r->query &&
-               r->attended && r->added && r->inner && r->logits && r->thread && r->best &&
-               r->where && desk_new(&r->desk, m, TILE);
-    for (int i = 0; good && i < threads; i++) good = thread_new(&r->thread[i], m, r->room);
-    if (good) return r;
-    eg_run_free(r);
-    return NULL;
-}
-
-EXPORT void *eg_run_keys(Run *r) { return r->keys; }
-EXPORT void *eg_run_values(Run *r) { return r->values; }
-EXPORT float *eg_run_key_scales(Run *r) { return r->key_scales; }
-EXPORT float *eg_run_value_scales(Run *r) { return r->value_scales; }
-EXPORT int eg_run_threads(const Run *r) { return crew_size(r->crew); }
-EXPORT int eg_run_late(const Run *r) { return crew_late(r->crew); }
-EXPORT void eg_run_use(Run *r, int threads) { crew_use(r->crew, threads); }
-
-/* --- one pass -------------------------------------------------------------------------------- */
-
-static void share(int count, int thread, int threads, int *from, int *to) {
-    *from = (int)((long)count * thread / threads);
-    *to = (int)((long)count * (thread + 1) / threads);
-}
-
-static float half(uint16_t bits) {
-    const int exponent = bits >> 10 & 31, rest = bits & 1023;
-    const float size = exponent ? ldexpf((float)(1024 + rest), exponent - 25) : ldexpf((float)rest, -24);
-    return bits & 0x8000 ? -size : size;
-}
-
-/* One row of a packed matrix, as floats. */
-static void unpack_row(const Matrix *m, int row, float *x) {
-    const int lane = row % ROWS;
-    const size_t line = (size_t)(row / ROWS) * m->k;
-    float scale = 1;
-    for (int k = 0; k < m->k; k++) {
-        if (m->bits == 32) {
-            x[k] = ((const float *)m->weights)[(line + k) * ROWS + lane];
-            continue;
-        }
-        if (k % GROUP == 0) scale = half(m->scales[(line + k) / GROUP * ROWS + lane]);
-        if (m->bits == 8) {
-            x[k] = scale * ((int)m->weights[line * ROWS + (size_t)(k / 4) * 64 + lane * 4 + k % 4] - 128);
-        } else {
-            uint8_t two = m->weights[line * ROWS / 2 + (size_t)(k / 8) * 64 + lane * 4 + k % 4];
-            x[k] = scale * ((k % 8 < 4 ? two & 15 : two >> 4) - 8);
-        }
-    }
-}
-
-/* The tokens that a thread normalises, rounds and keeps the residual stream of: with few all of them,
-   each thread for itself, since a meeting takes longer; with many a share, laid on a common desk. */
-typedef struct {
-    int from, to, together;
-    Desk *desk;
-} Own;
-
-static Own own_of(Run *r, int thread, int tokens) {
-    Own own = {0, tokens, tokens >= TOGETHER, &r->thread[thread].desk};
-    if (!own.together) return own;
-    own.desk = &r->desk;
-    share(tokens, thread, crew_size(r->crew), &own.from, &own.to);
-    return own;
-}
-
-/* All rows of x as the kernels take them; a thread rounds its own, then waits for the others'. */
-static Input rounded(const Run *r, const Own *own, const Matrix *m, const float *x) {
-    Input in = own->desk->input;
-    const size_t first = (size_t)own->from * m->k;
-    in.k = m->k;
-    in.exact = x;
-    if (m->bits != 32) {
-        Input mine = {in.q + first, in.scale + first / GROUP, in.sum + first / GROUP, NULL, m->k};
-        r->kernels->quantize(x + first, own->to - own->from, m->k, &mine);
-    }
-    if (own->together) crew_meet(r->crew);
-    return in;
-}
-
-static void normalise(const Run *r, const Thread *t, const Own *own, const Norm *norm) {
-    const Model *m = r->model;
-    const size_t first = (size_t)own->from * m->hidden;
-    r->kernels->normalise(t->x + first, norm, own->to - own->from, m->hidden, m->epsilon,
-                          own->desk->normed + first);
-}
-
-/* The first position of a head in the cache. */
-static size_t cached(const Run *r, int sequence, int layer, int head) {
-    const Model *m = r->model;
-    return (((size_t)sequence * m->layers + layer) * m->kv_heads + head) * r->room;
-}
-
-/* Turn each pair of channels (c, c + head_dim / 2). Source: Su et al. 2021, arXiv:2104.09864. */
-static void turn(float *x, const float *angles, int head_dim) {
-    const int pairs = head_dim / 2;
-    for (int i = 0; i < pairs; i++) {
-        const float a = x[i], b = x[i + pairs], c = angles[i], s = angles[i + pairs];
-        x[i] = a * c - b * s;
-        x[i + pairs] = b * c + a * s;
-    }
-}
-
-static void begin(const Pass *p, Thread *t, const Own *own, int first) {
-    const Model *m = p->run->model;
-    const int pairs = m->head_dim / 2;
-    for (int n = own->from; n < own->to; n++) {
-        float *x = t->x + (size_t)n * m->hidden;
-        const int64_t position = p->positions[first + n];
-        unpack_row(&m->embedding, (int)p->ids[first + n], x);
-        if (!m->rotary)
-            for (int i = 0; i < m->hidden; i++) x[i] += m->learned[position * m->hidden + i];
-        for (int i = 0; m->rotary && i < pairs; i++) {
-            const float angle = (float)position * m->frequencies[i];
-            own->desk->turn[(size_t)n * m->head_dim + i] = cosf(angle);
-            own->desk->turn[(size_t)n * m->head_dim + pairs + i] = sinf(angle);
-        }
-    }
-}
-
-/* One head of one position to the cache; engine.h draws where it lies. What this thread has rounded
-   for the product before is no longer needed, so its bytes serve here. */
-static void store_key(const Run *r, Thread *t, size_t head, int at, const float *x) {
-    const int hd = r->model->head_dim;
-    const size_t first = (head + (size_t)(at / ROWS * ROWS)) * hd + at % ROWS;
-    if (r->cache_bits == 32) {
-        for (int c = 0; c < hd; c++) ((float *)r->keys)[first + (size_t)c * ROWS] = x[c];
-        return;
-    }
-    r->kernels->round8(x, hd, t->desk.input.q, r->key_scales + head + at);
-    for (int c = 0; c < hd; c++) ((int8_t *)r->keys)[first + (size_t)c * ROWS] = t->desk.input.q[c];
-}
-
-static void store_value(const Run *r, size_t head, int at, const float *x) {
-    const size_t hd = (size_t)r->model->head_dim, first = (head + (size_t)at) * hd;
-    if (r->cache_bits == 32)
-        memcpy((float *)r->values + first, x, sizeof(float) * hd);
-    else
-        r->kernels->round8(x, (int)hd, (int8_t *)r->values + first, r->value_scales + head + at);
-}
-
-/* Queries to the tile's buffer, keys and values to the cache: a thread's share of all heads. */
-static void project_heads(const Pass *p, Thread *t, const Own *own, int thread, int layer, int first,
-                          int tokens) {
+/* The tile's logits, and the best of this thread's rows. */
+static void head(const Pass *p, const Thread *t, const Own *own, int thread, const Tile *tile) {
     const Run *r = p->run;
     const Model *m = r->model;
-    const Matrix *qkv = &m->layer[layer].qkv;
-    const int hd = m->head_dim, per_head = hd / ROWS;
-    int from, to;
-    share(m->heads + 2 * m->kv_heads, thread, crew_size(r->crew), &from, &to);
-    const Input in = rounded(r, own, qkv, own->desk->normed);
-    r->kernels->project(qkv, &in, tokens, from * per_head, to * per_head, t->part, (size_t)qkv->rows);
-    for (int n = 0; n < tokens; n++)
-        for (int unit = from; unit < to; unit++) {
-            float *x = t->part + (size_t)n * qkv->rows + (size_t)unit * hd;
-            const int sequence = (first + n) / p->time, at = p->past + (first + n) % p->time;
-            const int kv = unit - m->heads;
-            if (m->rotary && kv < m->kv_heads) turn(x, own->desk->turn + (size_t)n * hd, hd);
-            if (kv < 0)
-                memcpy(r->query + ((size_t)n * m->heads + unit) * hd, x, sizeof(float) * (size_t)hd);
-            else if (kv < m->kv_heads)
-                store_key(r, t, cached(r, sequence, layer, kv), at, x);
-            else
-                store_value(r, cached(r, sequence, layer, kv - m->kv_heads), at, x);
-        }
-}
-
-/* Where the tile's runs of tokens begin that go over the cache together: neighbours of one sequence.
-   Returns how many there are; start[that] is the tile's end. */
-static int runs_of(const Pass *p, int first, int tokens, int start[TILE + 1]) {
-    int runs = 0;
-    for (int n = 0; n < tokens; runs++) {
-        const int left = p->time - (first + n) % p->time;
-        start[runs] = n;
-        n += left < ABREAST ? left : ABREAST;
-    }
-    start[runs] = tokens;
-    return runs;
-}
-
-static void attend(const Pass *p, Thread *t, int thread, int layer, int first, int tokens) {
-    const Run *r = p->run;
-    const Model *m = r->model;
-    const int hd = m->head_dim, group = m->heads / m->kv_heads;
-    int start[TILE + 1], from, to;
-    const int runs = runs_of(p, first, tokens, start);
-    share(runs * m->heads, thread, crew_size(r->crew), &from, &to);
-    for (int unit = from; unit < to; unit++) {
-        const int head = unit / runs, n = start[unit % runs];
-        const int sequence = (first + n) / p->time;
-        const size_t cache = cached(r, sequence, layer, head / group);
-        const size_t at = cache * hd * (size_t)r->cache_bits / 8;
-        const size_t own = ((size_t)n * m->heads + head) * hd;
-        const Attention a = {
-            .query = r->query + own,
-            .y = r->attended + own,
-            .stride = (size_t)m->heads * hd,
-            .keys = (const char *)r->keys + at,
-            .values = (const char *)r->values + at,
-            .key_scales = r->cache_bits == 8 ? r->key_scales + cache : NULL,
-            .value_scales = r->cache_bits == 8 ? r->value_scales + cache : NULL,
-            .mask = p->mask + (size_t)sequence * p->stride,
-            .scores = t->scores,
-            .tokens = start[unit % runs + 1] - n,
-            .count = p->past + (first + n) % p->time + 1,
-            .head_dim = hd,
-            .room = r->room,
-        };
-        r->kernels->attend(&a);
-    }
-}
-
-/* A thread's share of the rows of y = m x; everybody's are there after the meeting. */
-static void project_share(const Run *r, const Own *own, int thread, const Matrix *m, const float *x,
-                          int tokens, float *y) {
-    int from, to;
-    share(m->rows / ROWS, thread, crew_size(r->crew), &from, &to);
-    const Input in = rounded(r, own, m, x);
-    r->kernels->project(m, &in, tokens, from, to, y, (size_t)m->rows);
-}
-
-/* What the layer adds to the residual stream, after the meeting that completes it. */
-static void add(const Run *r, const Thread *t, const Own *own) {
-    const size_t width = (size_t)r->model->hidden;
-    for (size_t i = own->from * width; i < own->to * width; i++) t->x[i] += r->added[i];
-}
-
-static void mlp(const Run *r, Thread *t, const Own *own, int thread, const Layer *l, int tokens) {
-    const int width = l->up.rows;
-    int from, to;
-    share(width / ROWS, thread, crew_size(r->crew), &from, &to);
-    const Input in = rounded(r, own, &l->up, own->desk->normed);
-    if (l->gate.weights)
-        r->kernels->project(&l->gate, &in, tokens, from, to, t->part, (size_t)width);
-    r->kernels->project(&l->up, &in, tokens, from, to, r->inner, (size_t)width);
-    for (int n = 0; n < tokens; n++) {
-        const size_t at = (size_t)n * width + (size_t)from * ROWS;
-        const int count = (to - from) * ROWS;
-        if (l->gate.weights) {
-            r->kernels->gated(t->part + at, r->inner + at, count);
-            memcpy(r->inner + at, t->part + at, sizeof(float) * (size_t)count);
-        } else {
-            r->kernels->gelu(r->inner + at, count);
-        }
-    }
-}
-
-static void layers(const Pass *p, Thread *t, const Own *own, int thread, int first, int tokens) {
-    const Run *r = p->run;
-    const Model *m = r->model;
-    for (int i = 0; i < m->layers; i++) {
-        const Layer *l = &m->layer[i];
-        normalise(r, t, own, &l->before);
-        project_heads(p, t, own, thread, i, first, tokens);
-        crew_meet(r->crew);
-        attend(p, t, thread, i, first, tokens);
-        crew_meet(r->crew);
-        project_share(r, own, thread, &l->out, r->attended, tokens, r->added);
-        crew_meet(r->crew);
-        add(r, t, own);
-        normalise(r, t, own, &l->after);
-        mlp(r, t, own, thread, l, tokens);
-        crew_meet(r->crew);
-        project_share(r, own, thread, &l->down, r->inner, tokens, r->added);
-        crew_meet(r->crew);
-        add(r, t, own);
-    }
-}
-
-/* Logits of the tile's tokens that are wanted, and the best of this thread's rows. */
-static int head(const Pass *p, const Thread *t, const Own *own, int thread, int first, int tokens,
-                int *row) {
-    const Run *r = p->run;
-    const Model *m = r->model;
-    Own wanted = *own; /* the same tokens, counted without those that need no logits */
-    int count = 0;
-    wanted.from = wanted.to = 0;
-    for (int n = 0; n < tokens; n++) {
-        const int last = (first + n) % p->time == p->time - 1;
-        if (!p->all && !last) continue;
-        row[count] = p->all ? first + n : (first + n) / p->time;
-        if (n >= own->from && n < own->to) {
-            r->kernels->normalise(t->x + (size_t)n * m->hidden, &m->last, 1, m->hidden, m->epsilon,
-                                  own->desk->normed + (size_t)count * m->hidden);
-            wanted.to = count + 1;
-        }
-        wanted.from += n < own->from;
-        count++;
-    }
-    if (wanted.to < wanted.from) wanted.to = wanted.from;
-    if (!count) return 0;
-    project_share(r, &wanted, thread, &m->head, own->desk->normed, count, r->logits);
+    normalise(r, t, own, &m->last);
+    project_share(r, own, thread, &m->head, own->desk->normed, tile->tokens, r->logits);
     int from, to;
     share(m->head.rows / ROWS, thread, crew_size(r->crew), &from, &to);
     from *= ROWS, to *= ROWS;
     if (to > m->vocabulary) to = m->vocabulary;
-    for (int n = 0; n < count; n++) {
+    for (int n = 0; n < tile->tokens; n++) {
         int best = 0;
         r->best[thread][n] = from < to ? r->kernels->largest(r->logits + (size_t)n * m->head.rows + from,
                                                              to - from, &best)
                                        : -INFINITY;
         r->where[thread][n] = from + best;
     }
-    return count;
 }
 
 /* The next token of the tile's row `n`; -1 where a logit is not finite. */
@@ -456,15 +41,16 @@ static int choose(const Pass *p, Thread *t, int n, int row) {
                   &t->sieve);
 }
 
-/* Every thread does some of the rows. */
-static void hand_out(const Pass *p, Thread *t, int thread, int count, const int *row) {
+/* Every thread does some of the tokens. */
+static void hand_out(const Pass *p, Thread *t, int thread, const Tile *tile) {
     const Run *r = p->run;
     const size_t vocabulary = (size_t)r->model->vocabulary;
-    for (int n = thread; n < count; n += crew_size(r->crew)) {
+    for (int n = thread; n < tile->tokens; n += crew_size(r->crew)) {
+        const int row = p->all ? tile->which[n] : tile->which[n] / p->time;
         if (p->logits)
-            memcpy(p->logits + (size_t)row[n] * vocabulary,
+            memcpy(p->logits + (size_t)row * vocabulary,
                    r->logits + (size_t)n * r->model->head.rows, sizeof(float) * vocabulary);
-        if (p->chosen && !p->all) p->chosen[row[n]] = choose(p, t, n, row[n]);
+        if (p->chosen && !p->all) p->chosen[row] = choose(p, t, n, row);
     }
 }
 
@@ -473,18 +59,18 @@ static void pass(void *job, int thread) {
     Run *r = p->run;
     Thread *t = &r->thread[thread];
     const int total = r->batch * p->time;
-    int row[TILE];
     for (int first = 0, turn = 0; first < total; first += TILE, turn ^= 1) {
-        const int tokens = total - first < TILE ? total - first : TILE;
+        Tile tile = {.tokens = total - first < TILE ? total - first : TILE};
+        for (int n = 0; n < tile.tokens; n++) tile.which[n] = first + n;
         if (thread == 0) r->stop[turn] = p->cancel && *p->cancel;
-        const Own own = own_of(r, thread, tokens);
-        begin(p, t, &own, first);
-        layers(p, t, &own, thread, first, tokens);
+        Own own = own_of(r, thread, tile.tokens);
+        begin(p, t, &own, &tile);
+        layers(p, t, &own, thread, &tile);
         if (r->stop[turn]) return;
-        const int count = head(p, t, &own, thread, first, tokens, row);
-        if (!count) continue;
+        if (!tile.tokens) continue;
+        head(p, t, &own, thread, &tile);
         crew_gather(r->crew);
-        hand_out(p, t, thread, count, row);
+        hand_out(p, t, thread, &tile);
         crew_gather(r->crew);
     }
 }

@@ -9,7 +9,8 @@
 
    at 8 bit an unsigned byte w + 128 each. At 4 bit a line holds eight k: w + 8 of k 0..3 in the low
    halves of the bytes, of k 4..7 in the high ones. 32 neighbours along k share a scale in fp16,
-   stored [rows / 16][K / 32][16]. At 32 bit a line is [k][16] floats and there are no scales.
+   stored [rows / 16][K / 32][16], or all of a row do: [rows / 16][16]. At 32 bit a line is [k][16]
+   floats and there are no scales.
 
    Inputs are rounded to 8 bit with a scale for each 32 as well, so every sum of 32 products is an
    exact integer, on every kind of CPU the same one. */
@@ -38,6 +39,7 @@ typedef struct {
     const uint16_t *scales; /* fp16; NULL at 32 bit */
     const float *bias;      /* rows; NULL for none */
     int32_t rows, k, bits;
+    int32_t by_row;         /* a scale a row, not one a group */
 } Matrix;
 
 typedef struct {

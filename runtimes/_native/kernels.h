@@ -18,7 +18,7 @@ INLINE int32_t four(const int8_t *from) {
 
 /* 16 * blocks rows of `tokens` inputs at 4 or 8 bit; both counts are constants where it is used. */
 INLINE void tile(const Matrix *m, const Input *in, int token, int tokens, int block, int blocks,
-                 int bits, float *y, size_t stride) {
+                 int bits, int by_row, float *y, size_t stride) {
     const int groups = m->k / GROUP, line = 64 * bits / 8, lines = GROUP / 4;
     const int32_t offset = bits == 8 ? OFFSET8 : 8;
     const size_t group_bytes = (size_t)lines * line;
@@ -49,15 +49,20 @@ INLINE void tile(const Matrix *m, const Input *in, int token, int tokens, int bl
                 }
             }
         UNROLL for (int b = 0; b < blocks; b++) {
-            F16 scale = f16_half(m->scales + ((size_t)(block + b) * groups + g) * ROWS);
-            UNROLL for (int t = 0; t < tokens; t++)
-                total[t * blocks + b] = f16_scaled(total[t * blocks + b], sum[t * blocks + b], scale,
-                                                   in->scale[(size_t)(token + t) * groups + g]);
+            F16 scale = by_row ? f16_zero()
+                               : f16_half(m->scales + ((size_t)(block + b) * groups + g) * ROWS);
+            UNROLL for (int t = 0; t < tokens; t++) {
+                const F16 now = total[t * blocks + b];
+                const float x = in->scale[(size_t)(token + t) * groups + g];
+                total[t * blocks + b] = by_row ? f16_dots(now, sum[t * blocks + b], x)
+                                               : f16_scaled(now, sum[t * blocks + b], scale, x);
+            }
         }
     }
     UNROLL for (int t = 0; t < tokens; t++)
         UNROLL for (int b = 0; b < blocks; b++) {
             F16 out = total[t * blocks + b];
+            if (by_row) out = f16_times(out, f16_half(m->scales + (size_t)(block + b) * ROWS));
             if (m->bias) out = f16_add(out, f16_load(m->bias + (size_t)(block + b) * ROWS));
             f16_store(y + (size_t)(token + t) * stride + (size_t)(block + b) * ROWS, out);
         }
@@ -81,24 +86,26 @@ INLINE void exact_tile(const Matrix *m, const Input *in, int token, int tokens, 
 
 /* All tokens over the blocks of rows [block, end), in tiles whose sums fit the registers. */
 INLINE void rows_of(const Matrix *m, const Input *in, int tokens, int block, int end, int bits,
-                    float *y, size_t stride) {
-    int token = 0;
-    for (; token + 4 <= tokens; token += 4) {
-        int b = block;
-        for (; b + 2 <= end; b += 2) tile(m, in, token, 4, b, 2, bits, y, stride);
-        for (; b < end; b++) tile(m, in, token, 4, b, 1, bits, y, stride);
-    }
+                    int by_row, float *y, size_t stride) {
+    const int quads = tokens / 4 * 4;
+    int token = quads;
+    for (int b = block; quads && b < end; b += 2)
+        for (int t = 0; t < quads; t += 4)
+            if (b + 2 <= end) tile(m, in, t, 4, b, 2, bits, by_row, y, stride);
+            else tile(m, in, t, 4, b, 1, bits, by_row, y, stride);
     for (; token < tokens; token++) {
         int b = block;
-        for (; b + 4 <= end; b += 4) tile(m, in, token, 1, b, 4, bits, y, stride);
-        for (; b < end; b++) tile(m, in, token, 1, b, 1, bits, y, stride);
+        for (; b + 4 <= end; b += 4) tile(m, in, token, 1, b, 4, bits, by_row, y, stride);
+        for (; b < end; b++) tile(m, in, token, 1, b, 1, bits, by_row, y, stride);
     }
 }
 
 static void project(const Matrix *m, const Input *in, int tokens, int block, int end, float *y,
                     size_t stride) {
-    if (m->bits == 8) rows_of(m, in, tokens, block, end, 8, y, stride);
-    if (m->bits == 4) rows_of(m, in, tokens, block, end, 4, y, stride);
+    if (m->bits == 8 && m->by_row) rows_of(m, in, tokens, block, end, 8, 1, y, stride);
+    if (m->bits == 8 && !m->by_row) rows_of(m, in, tokens, block, end, 8, 0, y, stride);
+    if (m->bits == 4 && m->by_row) rows_of(m, in, tokens, block, end, 4, 1, y, stride);
+    if (m->bits == 4 && !m->by_row) rows_of(m, in, tokens, block, end, 4, 0, y, stride);
     if (m->bits != 32) return;
     for (int b = block; b < end; b++) {
         int token = 0;
@@ -109,23 +116,14 @@ static void project(const Matrix *m, const Input *in, int tokens, int block, int
 
 /* q = round(x / scale) in -127..127, scale = largest of the group / 127. */
 static void quantize(const float *x, int tokens, int k, Input *in) {
-    const int groups = k / GROUP;
-    for (int g = 0; g < tokens * groups; g++) {
-        const float *from = x + (size_t)g * GROUP;
-        float most = 0;
-#pragma omp simd reduction(max : most)
-        for (int i = 0; i < GROUP; i++) most = larger(most, fabsf(from[i]));
-        const float inverse = most > 0 ? 127.0f / most : 0;
-        int32_t sum = 0;
-        int8_t *to = in->q + (size_t)g * GROUP;
-#pragma omp simd reduction(+ : sum)
-        for (int i = 0; i < GROUP; i++) {
-            int32_t q = (int32_t)rintf(from[i] * inverse);
-            to[i] = (int8_t)q;
-            sum += q;
-        }
-        in->scale[g] = most / 127.0f;
-        in->sum[g] = sum;
+    for (int g = 0; g < tokens * (k / GROUP); g++) {
+        const F16 low = f16_load(x + (size_t)g * GROUP), high = f16_load(x + (size_t)g * GROUP + 16);
+        const float most = f16_most(low, high), inverse = most > 0 ? 127.0f / most : 0;
+        const I16 first = i16_round(low, inverse), second = i16_round(high, inverse);
+        in->scale[g] = most * (1.0f / 127.0f);
+        in->sum[g] = i16_total(first, second);
+        i16_bytes(first, in->q + (size_t)g * GROUP);
+        i16_bytes(second, in->q + (size_t)g * GROUP + 16);
     }
 }
 

@@ -64,6 +64,33 @@ static inline __m256 eight_bytes(const int8_t *from) {
 static inline F16 f16_bytes(const int8_t *from) {
     return (F16){{eight_bytes(from), eight_bytes(from + 8)}};
 }
+static inline float f16_most(F16 a, F16 b) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256 most = _mm256_max_ps(
+        _mm256_max_ps(_mm256_andnot_ps(sign, a.half[0]), _mm256_andnot_ps(sign, a.half[1])),
+        _mm256_max_ps(_mm256_andnot_ps(sign, b.half[0]), _mm256_andnot_ps(sign, b.half[1])));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+static inline I16 i16_round(F16 x, float by) {
+    __m256 all = _mm256_set1_ps(by);
+    return (I16){{_mm256_cvtps_epi32(_mm256_mul_ps(x.half[0], all)),
+                  _mm256_cvtps_epi32(_mm256_mul_ps(x.half[1], all))}};
+}
+static inline void i16_bytes(I16 x, int8_t *to) {
+    /* packing goes by halves of 128 bits, so the middle quarters have to change places */
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.half[0], x.half[1]), 0xd8);
+    _mm_storeu_si128((__m128i *)to, _mm_packs_epi16(_mm256_castsi256_si128(words),
+                                                    _mm256_extracti128_si256(words, 1)));
+}
+static inline int32_t i16_total(I16 a, I16 b) {
+    __m256i both = _mm256_add_epi32(_mm256_add_epi32(a.half[0], a.half[1]),
+                                    _mm256_add_epi32(b.half[0], b.half[1]));
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+}
 static inline F16 f16_add(F16 a, F16 b) {
     return (F16){{_mm256_add_ps(a.half[0], b.half[0]), _mm256_add_ps(a.half[1], b.half[1])}};
 }
@@ -71,6 +98,12 @@ static inline F16 f16_fma(F16 sum, F16 w, float x) {
     __m256 all = _mm256_set1_ps(x);
     return (F16){{_mm256_fmadd_ps(w.half[0], all, sum.half[0]),
                   _mm256_fmadd_ps(w.half[1], all, sum.half[1])}};
+}
+static inline F16 f16_times(F16 a, F16 b) {
+    return (F16){{_mm256_mul_ps(a.half[0], b.half[0]), _mm256_mul_ps(a.half[1], b.half[1])}};
+}
+static inline F16 f16_dots(F16 sum, I16 dots, float x) {
+    return f16_fma(sum, (F16){{_mm256_cvtepi32_ps(dots.half[0]), _mm256_cvtepi32_ps(dots.half[1])}}, x);
 }
 static inline F16 f16_scaled(F16 sum, I16 dots, F16 w, float x) {
     __m256 all = _mm256_set1_ps(x);

@@ -47,12 +47,40 @@ static inline F16 f16_bytes(const int8_t *from) {
     }
     return out;
 }
+static inline float f16_most(F16 a, F16 b) {
+    float32x4_t most = vdupq_n_f32(0);
+    EACH most = vmaxq_f32(most, vmaxq_f32(vabsq_f32(a.quarter[i]), vabsq_f32(b.quarter[i])));
+    return vmaxvq_f32(most);
+}
+static inline I16 i16_round(F16 x, float by) {
+    I16 out;
+    EACH out.quarter[i] = vcvtnq_s32_f32(vmulq_n_f32(x.quarter[i], by));
+    return out;
+}
+static inline void i16_bytes(I16 x, int8_t *to) {
+    int16x8_t low = vcombine_s16(vmovn_s32(x.quarter[0]), vmovn_s32(x.quarter[1]));
+    int16x8_t high = vcombine_s16(vmovn_s32(x.quarter[2]), vmovn_s32(x.quarter[3]));
+    vst1q_s8(to, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+static inline int32_t i16_total(I16 a, I16 b) {
+    int32x4_t sum = vdupq_n_s32(0);
+    EACH sum = vaddq_s32(sum, vaddq_s32(a.quarter[i], b.quarter[i]));
+    return vaddvq_s32(sum);
+}
 static inline F16 f16_add(F16 a, F16 b) {
     EACH a.quarter[i] = vaddq_f32(a.quarter[i], b.quarter[i]);
     return a;
 }
 static inline F16 f16_fma(F16 sum, F16 w, float x) {
     EACH sum.quarter[i] = vfmaq_n_f32(sum.quarter[i], w.quarter[i], x);
+    return sum;
+}
+static inline F16 f16_times(F16 a, F16 b) {
+    EACH a.quarter[i] = vmulq_f32(a.quarter[i], b.quarter[i]);
+    return a;
+}
+static inline F16 f16_dots(F16 sum, I16 dots, float x) {
+    EACH sum.quarter[i] = vfmaq_n_f32(sum.quarter[i], vcvtq_f32_s32(dots.quarter[i]), x);
     return sum;
 }
 static inline F16 f16_scaled(F16 sum, I16 dots, F16 w, float x) {

@@ -50,6 +50,27 @@ static inline F16 f16_bytes(const int8_t *from) {
     for (int i = 0; i < 16; i++) out.lane[i] = (float)from[i];
     return out;
 }
+/* The largest of both without their signs. */
+static inline float f16_most(F16 a, F16 b) {
+    float most = 0;
+    for (int i = 0; i < 16; i++) most = fabsf(a.lane[i]) > most ? fabsf(a.lane[i]) : most;
+    for (int i = 0; i < 16; i++) most = fabsf(b.lane[i]) > most ? fabsf(b.lane[i]) : most;
+    return most;
+}
+/* x * by, to the nearest integer, to the even one of two */
+static inline I16 i16_round(F16 x, float by) {
+    I16 out;
+    for (int i = 0; i < 16; i++) out.lane[i] = (int32_t)rintf(x.lane[i] * by);
+    return out;
+}
+static inline void i16_bytes(I16 x, int8_t *to) {
+    for (int i = 0; i < 16; i++) to[i] = (int8_t)x.lane[i];
+}
+static inline int32_t i16_total(I16 a, I16 b) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) sum += a.lane[i] + b.lane[i];
+    return sum;
+}
 static inline F16 f16_add(F16 a, F16 b) {
     for (int i = 0; i < 16; i++) a.lane[i] += b.lane[i];
     return a;
@@ -57,6 +78,15 @@ static inline F16 f16_add(F16 a, F16 b) {
 /* sum + w * x */
 static inline F16 f16_fma(F16 sum, F16 w, float x) {
     for (int i = 0; i < 16; i++) sum.lane[i] = fmaf(w.lane[i], x, sum.lane[i]);
+    return sum;
+}
+static inline F16 f16_times(F16 a, F16 b) {
+    for (int i = 0; i < 16; i++) a.lane[i] *= b.lane[i];
+    return a;
+}
+/* sum + dots * x */
+static inline F16 f16_dots(F16 sum, I16 dots, float x) {
+    for (int i = 0; i < 16; i++) sum.lane[i] = fmaf((float)dots.lane[i], x, sum.lane[i]);
     return sum;
 }
 /* sum + dots * (w * x) */

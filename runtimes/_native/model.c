@@ -92,8 +92,11 @@ static int take_matrix(Matrix *m, const char *part, const void *from, uint64_t b
         return m->bits == 32
                    ? take((const void **)&m->weights, from, bytes, count, 4, name, said)
                    : take((const void **)&m->weights, from, bytes, count * m->bits / 8, 1, name, said);
-    if (!strcmp(part, "scale") && m->bits != 32)
-        return take((const void **)&m->scales, from, bytes, count / GROUP, 2, name, said);
+    if (!strcmp(part, "scale") && m->bits != 32) {
+        m->by_row = bytes == (size_t)m->rows * 2;
+        return take((const void **)&m->scales, from, bytes,
+                    m->by_row ? (size_t)m->rows : count / GROUP, 2, name, said);
+    }
     if (!strcmp(part, "bias"))
         return take((const void **)&m->bias, from, bytes, (size_t)m->rows, 4, name, said);
     snprintf(said, SAID, "%s: no such tensor", name);

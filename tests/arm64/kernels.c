@@ -63,14 +63,17 @@ static void products(int bits) {
     for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)(1 + rand() % 255);
     for (size_t i = 0; i < sizeof halves / 2; i++) halves[i] = (uint16_t)(0x1c00 + rand() % 2048);
     halves[0] = 3; /* one that is subnormal */
-    Matrix m = {bits == 32 ? (const uint8_t *)exact : bytes, halves, bias, BLOCKS * ROWS, K, bits};
-    Input in = input(0);
-    memset(y, 0, sizeof y);
-    kernels_plain.project(&m, &in, TOKENS, 1, BLOCKS, y[0], BLOCKS * ROWS);
-    kernels_neon.project(&m, &in, TOKENS, 1, BLOCKS, y[1], BLOCKS * ROWS);
-    char what[32];
-    snprintf(what, sizeof what, "project %d bit", bits);
-    same(what, y[0], y[1], TOKENS * BLOCKS * ROWS, 1e-6);
+    for (int by_row = 0; by_row < (bits == 32 ? 1 : 2); by_row++) {
+        Matrix m = {bits == 32 ? (const uint8_t *)exact : bytes, halves, bias, BLOCKS * ROWS, K, bits,
+                    by_row};
+        Input in = input(0);
+        memset(y, 0, sizeof y);
+        kernels_plain.project(&m, &in, TOKENS, 1, BLOCKS, y[0], BLOCKS * ROWS);
+        kernels_neon.project(&m, &in, TOKENS, 1, BLOCKS, y[1], BLOCKS * ROWS);
+        char what[48];
+        snprintf(what, sizeof what, "project %d bit%s", bits, by_row ? ", a scale a row" : "");
+        same(what, y[0], y[1], TOKENS * BLOCKS * ROWS, 1e-6);
+    }
 }
 
 static void norms(void) {

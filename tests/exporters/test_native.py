@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgegen.errors import UnsupportedError
-from edgegen.exporters import native
+from edgegen.exporters import BY_ROW, native, quantize_graph
 from edgegen.models import gan, gpt
 
 RNG = np.random.default_rng(0)
@@ -43,13 +43,14 @@ def test_every_integer_lies_where_the_drawing_says(bits):
         assert place(packed, row, k, bits) == steps
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_weights_on_the_grid_are_exact(bits):
-    steps = RNG.integers(-7, 8, (16, 32)).astype(np.float32)
-    steps[:, 0] = -8 if bits == 4 else 127
-    packed, scale = native.pack(steps * 0.25, bits)
+@pytest.mark.parametrize(("bits", "by_row"), [(8, False), (4, False), (8, True)])
+def test_weights_on_the_grid_are_exact(bits, by_row):
+    steps = RNG.integers(-7, 8, (16, 64)).astype(np.float32)
+    steps[:, ::32] = -8 if bits == 4 else 127
+    packed, scale = native.pack(steps * 0.25, bits, by_row=by_row)
+    assert scale.shape == (1, 1 if by_row else 2, 16)
     assert (scale == 0.25).all()
-    back = [[place(packed, r, k, bits) for k in range(32)] for r in range(16)]
+    back = [[place(packed, r, k, bits) for k in range(64)] for r in range(16)]
     assert np.array_equal(back, steps)
 
 
@@ -88,8 +89,27 @@ def test_the_ledger_counts_every_matrix_at_its_bits(tmp_path):
     assert {layer.precision for layer in plain} == {"fp32"}
     native.quantize(path, graph, "int4")
     small = {layer.name: layer for layer in native.ledger(path)}
+    assert {layer.group_size for layer in small.values()} == {32}
     assert small["embedding"].precision == "int8"
     assert small["layers.0.qkv"].precision == "int4"
     assert {n: layer.parameters for n, layer in small.items()} == {
         layer.name: layer.parameters for layer in plain
     }
+
+
+def test_int8_with_a_scale_a_row_says_so(tmp_path):
+    ((module, graph),) = gpt.graphs(gpt.Net(gpt.Config(num_hidden_layers=1))).values()
+    path = tmp_path / native.FILE
+    native.write(module, graph, path)
+    notes = native.quantize(path, graph, "int8", (), BY_ROW)
+    assert "weight-only int8, a scale a row" in notes[0]
+    assert {layer.group_size for layer in native.ledger(path)} == {None}
+    assert all("a scale a row" in layer.note for layer in native.ledger(path))
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("native", "int4"), ("onnx", "int8")])
+def test_a_scale_a_row_is_refused_where_it_has_no_kernel(tmp_path, kind, precision):
+    ((_, graph),) = gpt.graphs(gpt.Net(gpt.Config(num_hidden_layers=1))).values()
+    with pytest.raises(UnsupportedError, match=f"{kind}: {precision} with a scale a row") as raised:
+        quantize_graph(graph, tmp_path, kind, precision=precision, group=BY_ROW)
+    assert "--to native and --to openvino" in raised.value.hint

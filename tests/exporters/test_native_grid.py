@@ -50,12 +50,19 @@ def floats(packed, scale, bits):
     else:
         lines = packed
     q = lines.transpose(0, 1, 3, 2).reshape(len(lines), -1, 16).astype(np.float32)
-    return (q - 2 ** (bits - 1)) * np.repeat(scale.astype(np.float32), 32, axis=1)
+    times = q.shape[1] if scale.shape[1] == 1 else 32
+    return (q - 2 ** (bits - 1)) * np.repeat(scale.astype(np.float32), times, axis=1)
 
 
 @pytest.mark.parametrize(
     ("inner", "outer"),
-    [(Scheme(4, 32), Scheme(8, 0)), (Scheme(8, 64), Scheme(8, 32)), (Scheme(3, 32), Scheme(4, 32))],
+    [
+        (Scheme(4, 32), Scheme(8, 0)),
+        (Scheme(8, 64), Scheme(8, 32)),
+        (Scheme(3, 32), Scheme(4, 32)),
+        (Scheme(8, 0), Scheme(8, 0)),
+        (Scheme(4, 0), Scheme(8, 32)),
+    ],
 )
 def test_every_matrix_is_the_one_of_the_checkpoint(tmp_path, inner, outer):
     net = quantize({"embed_tokens": outer, "lm_head": outer, "": inner})
@@ -64,8 +71,12 @@ def test_every_matrix_is_the_one_of_the_checkpoint(tmp_path, inner, outer):
     matrices = [name for name, array in plain.items() if array.ndim == 3]
     assert len(matrices) > 4
     for name in matrices:
-        bits = sizes.bits if name.startswith("layers.") else sizes.outer_bits
+        bits, scheme = sizes.bits, inner
+        if not name.startswith("layers."):
+            bits, scheme = sizes.outer_bits, outer
         scale = tensors[f"{name.removesuffix('.weight')}.scale"]
+        columns = plain[name].shape[1]
+        assert scale.shape[1] == (1 if scheme.group_size in (0, columns) else columns // 32)
         assert np.array_equal(floats(tensors[name], scale, bits), plain[name]), name
     assert "inputs of each product to int8" in notes[-1]
 

@@ -21,6 +21,7 @@ from edgegen.errors import (
     UsageError,
 )
 from edgegen.exporters import native as packer
+from edgegen.exporters._native_file import interleave, save
 from edgegen.models import gpt
 from edgegen.proof import readers
 from edgegen.runtimes import _native_library as library
@@ -118,11 +119,60 @@ def test_every_kernel_computes_what_the_plain_one_does(model, tmp_path, precisio
     assert min(rows) > 25
 
 
+def by_row(path, precision, times):
+    """The fp32 file at `path`, rounded with a scale a row that is stored `times` times or once."""
+    sizes, tensors = packer.read(path)
+    bits = {"int8": 8, "int4": 4}[precision]
+    top = 2 ** (bits - 1) - 1
+    for name in [name for name in tensors if tensors[name].ndim == 3]:
+        blocks = tensors[name].swapaxes(1, 2)  # (block, row, k)
+        scale = (np.abs(blocks).max(axis=-1) / top).astype(np.float16)
+        wide = np.maximum(scale, np.float16(1e-4)).astype(np.float32)[..., None]
+        q = (np.rint(blocks / wide).clip(-top, top) + top + 1).astype(np.uint8)
+        count = blocks.shape[2] // 32 if times else 1
+        tensors[name] = interleave(q, bits)
+        tensors[f"{name.removesuffix('.weight')}.scale"] = np.repeat(scale[:, None], count, axis=1)
+    save(path, msgspec.structs.replace(sizes, bits=bits, outer_bits=bits), tensors)
+    return path
+
+
+@pytest.mark.parametrize("kernels", ["plain", *KERNELS])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_scale_a_row_is_one_a_group_that_is_always_the_same(model, tmp_path, precision, kernels):
+    graph, feed = model[1], feed_of(model[1], time=6)
+    found = []
+    for times in (False, True):
+        path = by_row(written(model, tmp_path), precision, times)
+        found.append(opened(path, graph, kernels=kernels).run(feed)["logits"])
+    rows = [sqnr_db(a, b) for a, b in zip(*(f.reshape(-1, 515) for f in found), strict=True)]
+    assert np.median(rows) > 100
+    assert min(rows) > 25  # an input on the edge is rounded either way
+
+
 def test_threads_change_no_bit(model, tmp_path):
     graph, path = model[1], written(model, tmp_path, "int8")
     feed = feed_of(graph)
     one, two = (opened(path, graph, threads=n).run(feed)["logits"] for n in (1, 2))
     assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("batch", "time"), [(1, 5), (1, 70), (3, 11), (9, 2), (40, 3), (3, 1)])
+def test_last_logits_are_those_of_a_pass_that_computes_all(model, tmp_path, batch, time, threads):
+    """Tokens whose logits nobody wants leave the last layer early; some tiles have none that stay,
+    some more than are kept by every thread."""
+    graph, path = model[1], written(model, tmp_path, "int8")
+    feed = feed_of(graph, batch, time, past=0)
+    feed["attention_mask"][:, :3] = 1
+    run = opened(path, graph, threads).ready(batch)
+    where = feed["input_ids"], feed["position_ids"], feed["attention_mask"] != 0
+    every = run.forward(*where, every=True)[:, -1]
+    assert np.array_equal(run.forward(*where, every=False)[:, 0], every)
+    after = feed["input_ids"][:, :1], feed["position_ids"][:, -1:] + 1
+    mask = np.ones((batch, time + 1), np.uint8)
+    one = run.forward(*after, mask, every=False)
+    run.forward(*where, every=True)
+    assert np.array_equal(run.forward(*after, mask, every=False), one)
 
 
 def test_greedy_text_is_that_of_the_logits_for_prompts_of_unlike_length(model, tmp_path):
