@@ -37,7 +37,8 @@ class Peer(Struct, frozen=True):
     options: dict[str, str] = {}
     environment: str = ""  # where two peers are two ways of using one installation
     build_variables: dict[str, str] = {}
-    head_bits: dict[str, float] = {}  # of embedding and head by precision, where not as everybody's
+    # A weight of the layers, and one of the embedding and the head, by precision; where not `BITS`.
+    bits: dict[str, tuple[float, float]] = {}
     lacks: str = "has no {precision} of its own"  # of a precision that is not in `precisions`
 
 
@@ -47,6 +48,15 @@ class PeerError(Exception):
 
 TORCH = ("torch==2.13.0",)
 ALL = ("fp32", "int8", "int4")
+BITS = {
+    "fp32": (32.0, 32.0),
+    "int8": (8.5, 8.5),
+    "int4": (4.5, 8.5),
+}  # groups of 32, scales in fp16
+ROWS = {
+    "int8": (8.0, 8.0),
+    "int4": (4.5, 8.0),
+}  # 8 bits with a scale a row, which is next to nothing
 LLAMA_CPP = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" + "".join(
     f" -DLLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "TOOLS", "SERVER")
 )
@@ -55,13 +65,20 @@ PEERS = [
         Peer(f"edgegen-{runtime}", "ours", ALL, options={"runtime": runtime})
         for runtime in ("native", "fused", "onnxruntime", "openvino")
     ),
+    Peer(
+        "edgegen-native-row",
+        "ours",
+        ("int8",),
+        options={"runtime": "native", "group_size": "-1"},
+        bits=ROWS,
+    ),
     # The embedding and the head at 4 bits as well, as onnxruntime-genai's builder rounds them.
     Peer(
         "edgegen-native-head4",
         "ours",
         ("int4",),
         options={"runtime": "native", "embedding_bits": "4"},
-        head_bits={"int4": 4.5},
+        bits={"int4": (4.5, 4.5)},
     ),
     Peer(
         "onnxruntime-genai",
@@ -79,13 +96,14 @@ PEERS = [
                 "accelerate==1.15.0",
             ),
         ),
-        head_bits={"int4": 4.5},
+        bits={"int4": (4.5, 4.5)},
     ),
     Peer(
         "openvino-genai",
         "openvino-genai",
         ALL,
         (("openvino-genai==2026.4.1.0", "openvino==2026.4.1", "numpy==2.4.6"),),
+        bits=ROWS,
     ),
     Peer(
         "llama.cpp",
@@ -100,6 +118,7 @@ PEERS = [
         "torch-hf",
         ("fp32", "int8"),
         (TORCH, ("transformers==5.23.0", "accelerate==1.15.0", "numpy==2.4.6")),
+        bits=ROWS,
     ),
     Peer(
         "torch-compiled",
@@ -123,6 +142,7 @@ PEERS = [
                 "accelerate==1.15.0",
             ),
         ),
+        bits=ROWS,
     ),
     Peer(
         "optimum-intel",
@@ -145,15 +165,23 @@ PEERS = [
                 "accelerate==1.15.0",
             ),
         ),
+        bits=ROWS,
     ),
     Peer(
         "ctranslate2",
         "ctranslate2",
         ("fp32", "int8"),
         (TORCH, ("ctranslate2==4.8.5", "transformers==5.23.0", "numpy==2.4.6")),
+        bits=ROWS,
     ),
-    Peer("executorch", "executorch", ALL, (TORCH, ("executorch==1.5.1", "safetensors==0.8.0"))),
-    Peer("litert", "litert", ALL, (TORCH, ("litert-torch==0.10.0",))),
+    Peer(
+        "executorch",
+        "executorch",
+        ALL,
+        (TORCH, ("executorch==1.5.1", "safetensors==0.8.0")),
+        bits=ROWS,
+    ),
+    Peer("litert", "litert", ALL, (TORCH, ("litert-torch==0.10.0",)), bits=ROWS),
     Peer(
         "ncnn",
         "ncnn",

@@ -101,7 +101,7 @@ def one_table(plan: Plan, asked: argparse.Namespace, log: Log) -> list[str]:
             say(f"{plan.model} {plan.precision} {peer.name}: {error}")
     lines = [f"## {plan.model}, {plan.precision}", ""]
     for threads in asked.threads if ready and not asked.build_only else ():
-        sizes = {r.peer.name: weight_mb(source, plan.precision, r.peer.head_bits) for r in ready}
+        sizes = {r.peer.name: weight_mb(source, plan.precision, r.peer.bits) for r in ready}
         megabytes = max(sizes.values())
         speed = peaks.reading_gb_s(int(megabytes * 1e6 / 1024), threads, READING_S)
         limits = {name: size / speed for name, size in sizes.items()}

@@ -9,27 +9,25 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from peers import BITS
 from text_ready import Ready
 
 from edgegen import bootstrap
 
-GROUP_BITS = {"fp32": (32.0, 32.0), "int8": (8.5, 8.5), "int4": (4.5, 8.5)}  # scales in fp16
 
-
-def weight_mb(source: Path, precision: str, head_bits: dict[str, float]) -> float:
-    """The least that one token must read: every matrix once, the head at its own precision."""
+def weight_mb(source: Path, precision: str, bits: dict[str, tuple[float, float]]) -> float:
+    """The least that one token must read: every matrix once, at the peer's own precision."""
     from safetensors import safe_open
 
-    inner, outer = GROUP_BITS[precision]
-    outer = head_bits.get(precision, outer)
-    bits = 0.0
+    inner, outer = bits.get(precision, BITS[precision])
+    read = 0.0
     with safe_open(source / "model.safetensors", "numpy") as file:
         for name in file.keys():  # noqa: SIM118
             shape = file.get_slice(name).get_shape()
             outside = "embed_tokens" in name or "wte" in name or "lm_head" in name
             if len(shape) == 2 and "wpe" not in name:
-                bits += math.prod(shape) * (outer if outside else inner)
-    return bits / 8e6
+                read += math.prod(shape) * (outer if outside else inner)
+    return read / 8e6
 
 
 def table(

@@ -10,7 +10,8 @@ Runs in the peer's own environment, so it needs numpy and nothing else. `peers/N
         logits(ids) -> (vocabulary,)                      of the last position; left out where the
                                                           peer does not give them away
 
-`context` is the largest number of tokens that one call will hold.
+`context` is the largest number of tokens that one call will hold. Modules in `peers/shared` can be
+imported.
 """
 
 from __future__ import annotations

@@ -116,4 +116,4 @@ class Text:
         return found
 
     def logits(self, ids: list[int]) -> Any:
-        return self._forward(ids, 0).numpy()[0]
+        return self._forward(ids, 0).numpy().ravel()
