@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from msgspec import Struct
@@ -230,3 +230,20 @@ class Decoder(Protocol):
 
     def step(self) -> Array:
         """The next token of each sequence, shape (batch,)."""
+
+
+@runtime_checkable
+class LoopDecoder(Decoder, Protocol):
+    """A decoder whose engine has the whole loop, so that no Python runs between two tokens."""
+
+    def begin(self, prompts: tuple[tuple[int, ...], ...], sampling: Sampling) -> None:
+        """Take the prompts; the first `write` reads them."""
+
+    def write(
+        self,
+        steps: int,
+        ends: Sequence[int] = (),
+        tell: Callable[[Array], bool | None] | None = None,
+    ) -> Array:
+        """Up to `steps` tokens of each sequence, (steps done, batch); fewer where all of them have
+        met one of `ends`. `tell` is called with the tokens of each step, and may end it by True."""

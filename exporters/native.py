@@ -154,14 +154,16 @@ def quantize(
             small[name] = array
             continue
         at = outer if name.startswith(("embedding.", "head.")) else bits
-        packed, scale = pack(unpack(array), at, by_row=group == BY_ROW)
+        packed, scale = pack(unpack(array), at, by_row=group == BY_ROW or at > bits)
         small[name] = packed
         if scale is not None:
             small[f"{name.removesuffix('.weight')}.scale"] = scale
     save(path, msgspec.structs.replace(sizes, bits=bits, outer_bits=outer), small)
     scales = "a scale a row" if group == BY_ROW else f"group size {GROUP}"
+    # Finer scales at 8 bits would be lost beside what 4 bits take from the layers.
+    finer = ", a scale a row" if outer > bits else ""
     return (
-        f"weight-only {precision}, {scales}; embedding and head int{outer}",
+        f"weight-only {precision}, {scales}; embedding and head int{outer}{finer}",
         f"inputs of each product are rounded to int8 within groups of {GROUP}",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -14,17 +14,16 @@ import numpy as np
 from edgegen import rooms
 from edgegen.bundle import NONE, Bundle, OneShot, Text, check_files, open_bundle
 from edgegen.errors import FormatError, MissingExtraError, UnsupportedError, UsageError
-from edgegen.runtimes import _adapters, _pictures
-from edgegen.runtimes.loops import _sampling, autoregressive
+from edgegen.runtimes import _adapters, _pictures, _texts
+from edgegen.runtimes.loops import autoregressive
 from edgegen.spec import Array, Feed, Options, Request, Session
-from edgegen.text import TextStream, Tokenizer, open_tokenizer
+from edgegen.text import Tokenizer, open_tokenizer
 
 ROOM = "edgegen.runtimes"
 LOOPS = "edgegen.runtimes.loops"
 # Which engine is taken when none is named, by format: the first that is installed and reads one
 # of the bundle's. Only that one is imported.
 FIRST = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
-NEW_TOKENS = 64
 
 
 def deploy(
@@ -206,31 +205,24 @@ class Deployment:
         max_new_tokens: int | None = None,
         seed: int = 0,
         stop: Sequence[str] = (),
-        chat: bool = False,
-        **sampling: float | None,
+        **options: Any,
     ) -> Generator[list[str | None], None, list[str]]:
         """One yield a token: the text that became certain, by prompt; None where it has ended.
 
         Returns the whole texts. They end after `max_new_tokens`; when that is not said, after 64
         or where the model's positions do. Each prompt goes `batch` times, each time with other
-        draws. `sampling` is any of temperature, top_k, top_p, min_p and repetition_penalty;
-        without the first four it is greedy.
+        draws. `options` are chat, and any of temperature, top_k, top_p, min_p and
+        repetition_penalty; without the first four it is greedy.
         """
-        loop = self._text()
-        options = _sampling.sampling(**sampling)
-        encoded = [self.tokenizer.encode(prompt, chat=chat) for prompt in prompts]
-        longest = max(map(len, encoded), default=0)
-        room = autoregressive.positions(self.session("model"), loop)
-        if max_new_tokens is None:
-            max_new_tokens = max(1, min(NEW_TOKENS, room - longest + 1))
-        autoregressive.check_room(loop, room, batch * len(encoded), longest, max_new_tokens)
-        ids = tuple(prompt for prompt in encoded for _ in range(batch))
-        request = Request(
-            batch=len(ids), seed=seed, new_tokens=max_new_tokens, sampling=options, prompts=ids
-        )
-        steps = self.steps(request)
-        texts = [TextStream(self.tokenizer, stop, loop.eos) for _ in ids]
-        return _pieces(steps, texts, max_new_tokens)
+        request = _texts.request(self, prompts, batch, max_new_tokens, seed, **options)
+        return _texts.pieces(self, self.steps(request), request, stop)
+
+    def tokens(self, request: Request) -> Array:
+        """All ids that `steps` would yield for a text, (steps, batch), in one go: for small models
+        faster, as no Python runs between two tokens on an engine that has the loop itself."""
+        _check(request)
+        rng = np.random.default_rng(request.seed)
+        return autoregressive.tokens(self.sessions, self.text_loop(), request, rng)
 
     @overload
     def generate(self, prompt: str, **options: Any) -> str: ...
@@ -261,7 +253,7 @@ class Deployment:
         if num is not None:
             raise UsageError("num is for images", "give a list of prompts for several texts")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        texts = _drain(self.stream(prompts, seed=seed, **options), stream)
+        texts = _texts.generate(self, prompts, stream, seed=seed, **options)
         return texts[0] if isinstance(prompt, str) else texts
 
     def reconstruct(self, images: Array) -> Array:
@@ -279,7 +271,12 @@ class Deployment:
         channels, height, width = (n for n in source.shape[1:] if isinstance(n, int))
         return channels, height, width
 
-    def _text(self) -> Text:
+    def text_loop(self) -> Text:
+        """How the bundle writes text.
+
+        Raises:
+            UsageError: it does not.
+        """
         loop = self.bundle.manifest.loop
         if not isinstance(loop, Text):
             raise UsageError(
@@ -316,29 +313,3 @@ def _check(request: Request) -> None:
     for name, value, least in (("batch", request.batch, 1), ("seed", request.seed, 0)):
         if value < least:
             raise UsageError(f"{name} is {value}, wanted {least} or more")
-
-
-def _pieces(
-    steps: Iterator[Array], texts: list[TextStream], most: int
-) -> Generator[list[str | None], None, list[str]]:
-    for count, ids in enumerate(steps, 1):
-        pairs = zip(texts, ids.tolist(), strict=True)
-        yield [None if t.done else t.feed(token, last=count == most) for t, token in pairs]
-        if all(text.done for text in texts):
-            break
-    return [text.text for text in texts]
-
-
-def _drain(
-    pieces: Generator[list[str | None], None, list[str]],
-    stream: Callable[[int, str], None] | None,
-) -> list[str]:
-    while True:
-        try:
-            step = next(pieces)
-        except StopIteration as end:
-            texts: list[str] = end.value
-            return texts
-        for i, piece in enumerate(step):
-            if stream and piece:
-                stream(i, piece)

@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401, which registers them
-from executorch.extension.pybindings.portable_lib import (
-    _load_for_executorch,
-    _unsafe_reset_threadpool,
-)
+from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+from executorch.runtime import Runtime
 
 POSITIONS = 1024  # of the cache; its attention reads only what is filled
 TOLD = {
@@ -98,16 +96,17 @@ def open_model(path: Path, threads: int, context: int, options: dict[str, str]) 
     if context > POSITIONS:
         raise ValueError(f"{context} tokens do not fit a cache of {POSITIONS}")
     _unsafe_reset_threadpool(threads)
-    return Text(_load_for_executorch(str(path / "model.pte")))
+    program = Runtime.get().load_program(path / "model.pte")
+    return Text(program.load_method("forward"))
 
 
 class Text:
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, method: Any) -> None:
+        self._method = method
 
     def _forward(self, ids: list[int], start: int) -> Any:
         positions = torch.arange(start, start + len(ids))
-        return self._model.forward((torch.tensor([ids]), positions))[0]
+        return self._method.execute([torch.tensor([ids]), positions])[0]
 
     def generate(self, ids: list[int], count: int) -> list[int]:
         found = [int(self._forward(ids, 0).argmax())]

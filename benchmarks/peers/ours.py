@@ -65,7 +65,8 @@ class Text:
 
     def generate(self, ids: list[int], count: int) -> list[int]:
         request = Request(new_tokens=count, prompts=(tuple(ids),), ignore_eos=True)
-        return [int(step[0]) for step in self._deployment.steps(request)]
+        found: list[int] = self._deployment.tokens(request)[:, 0].tolist()
+        return found
 
     def logits(self, ids: list[int]) -> Any:
         padded, mask = pad_left((tuple(ids),))

@@ -13,7 +13,7 @@ from edgegen.quality.bound import Decode, Encode
 from edgegen.quality.images import scale
 from edgegen.quality.text import LogitsOf
 from edgegen.runtimes import Deployment, _pictures
-from edgegen.runtimes.loops import autoregressive
+from edgegen.runtimes.loops import _limits, autoregressive
 from edgegen.spec import Array, GraphSpec, Request, Session
 from edgegen.text import FILE, Tokenizer, open_tokenizer
 
@@ -120,7 +120,7 @@ def positions(subject: Subject) -> tuple[int, bool]:
     """How many tokens a text model reads at once, and whether it can read no other number."""
     assert isinstance(subject.loop, Text)
     session = subject.session("model")
-    return autoregressive.positions(session, subject.loop), bool(autoregressive.window(session))
+    return _limits.positions(session, subject.loop), bool(_limits.window(session))
 
 
 def logits_of(subject: Subject) -> LogitsOf:
@@ -130,7 +130,7 @@ def logits_of(subject: Subject) -> LogitsOf:
         UnsupportedError: a graph with a past of fixed length.
     """
     session = subject.session("model")
-    if autoregressive.window(session):
+    if _limits.window(session):
         autoregressive.WindowForward(session)  # says what is wrong with a fixed past
     fixed = _fixed_batch(session)
 

@@ -172,6 +172,19 @@ def test_a_stop_in_one_text_leaves_the_others_alone(text_bundle):
     assert stopped == [one[:1], two]
 
 
+def test_all_ids_at_once_are_those_of_the_steps(text_bundle):
+    with deploy(text_bundle) as deployment:
+        request = Request(batch=2, new_tokens=5, prompt_tokens=3)
+        steps = np.stack(list(deployment.steps(request)))
+        assert steps.shape == (5, 2)
+        assert np.array_equal(deployment.tokens(request), steps)
+
+
+def test_images_have_no_ids(image_bundle):
+    with deploy(image_bundle) as deployment, pytest.raises(UsageError, match="is no text model"):
+        deployment.tokens(Request())
+
+
 def test_ids_can_be_stepped_through(text_bundle, toys):
     request = Request(prompts=((72, 105),), new_tokens=4)
     steps = deploy(text_bundle, "callable").steps(request)

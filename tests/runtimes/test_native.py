@@ -257,6 +257,26 @@ def test_the_whole_loop_is_one_call(tmp_path):
     assert told == found.tolist()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_all_tokens_at_once_are_those_of_the_steps(tmp_path, temperature):
+    model = make("llama")
+    sessions = {"model": opened(written(model, tmp_path), model[1])}
+    loop = gpt.loop(gpt.Config(**SIZES))
+    sampling = Sampling(temperature=temperature)
+    request = Request(
+        batch=2, prompts=((3, 1, 4), (1, 5)), new_tokens=20, sampling=sampling, ignore_eos=True
+    )
+    ids = np.stack(list(autoregressive.steps(sessions, loop, request, None)))
+    assert np.array_equal(autoregressive.tokens(sessions, loop, request, None), ids)
+    # An end that the first sequence meets in the middle, and the second does not.
+    end = next(i for i in ids[5:15, 0].tolist() if i not in ids[:, 1].tolist())
+    loop = msgspec.structs.replace(loop, eos=(end,))
+    request = msgspec.structs.replace(request, ignore_eos=False)
+    ids = np.stack(list(autoregressive.steps(sessions, loop, request, None)))
+    assert (ids[-1, 0], len(ids)) == (end, 20)
+    assert np.array_equal(autoregressive.tokens(sessions, loop, request, None), ids)
+
+
 def test_a_sequence_repeats_its_end_and_all_ends_end_the_loop(tmp_path):
     model = make("llama")
     session = opened(written(model, tmp_path, "int8"), model[1])
