@@ -62,8 +62,13 @@ LLAMA_CPP = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" + "".join(
 )
 PEERS = [
     *(
-        Peer(f"edgegen-{runtime}", "ours", ALL, options={"runtime": runtime})
-        for runtime in ("native", "fused", "onnxruntime", "openvino")
+        Peer(f"edgegen-{runtime}", "ours", ALL, options={"runtime": runtime}, bits=bits)
+        for runtime, bits in (
+            ("native", {"int4": ROWS["int4"]}),
+            ("fused", {}),
+            ("onnxruntime", {}),
+            ("openvino", {"int8": ROWS["int8"]}),
+        )
     ),
     Peer(
         "edgegen-native-row",
