@@ -99,11 +99,11 @@ def check(
         tokens = f"{same} of {len(want)} greedy tokens"
         if "logits" not in answer:
             if same == 0:
-                raise PeerError(f"computes something else: {tokens} are torch's")
+                raise PeerError(f"too far from torch in fp32: {tokens} are torch's")
             return tokens
         decibels = sqnr_db(np.load(reference), np.load(answer["logits"]))
     if not decibels >= LEAST_DB[plan.precision]:
-        raise PeerError(f"computes something else: {decibels:.1f} dB, {tokens}")
+        raise PeerError(f"too far from torch in fp32: {decibels:.1f} dB, {tokens}")
     return f"{decibels:.1f} dB, {tokens}"
 
 

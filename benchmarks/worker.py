@@ -38,7 +38,8 @@ def main() -> None:
         answer = {"build": build, "check": check, "run": run}[request["do"]](request)
     except Exception as error:  # a peer's errors share no base but Exception
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        answer = {"error": f"{type(error).__name__}: {(lines or ['no message'])[0][:300]}"}
+        told = (lines or ["no message"])[0].replace(str(Path.home()), "~")[:300]
+        answer = {"error": f"{type(error).__name__}: {told}"}
     out.write(json.dumps(answer) + "\n")
     out.flush()
     os._exit(0)  # some engines crash or hang when Python takes them down
