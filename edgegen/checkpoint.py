@@ -14,21 +14,29 @@ and what goes in, and the file is imported again whenever the checkpoint is read
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import safetensors
-import torch
-from safetensors.torch import load as tensors_of
-from safetensors.torch import save as bytes_of
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgegen import records, rooms
 from edgegen.errors import FormatError, NotFoundError, UsageError
 from edgegen.spec import GraphSpec, ModelSpec
 
+if TYPE_CHECKING:  # what a checkpoint says beside its weights is read without torch
+    from torch import Tensor, nn
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER, TEMPLATE, HISTORY = "tokenizer.json", "chat_template.jinja", "history.json"
 MODULE = "module"  # the family of what belongs to none
+AGAIN = "restore the file, or train again"
+
+
+class Record(NamedTuple):
+    """All of a checkpoint but its weights."""
+
+    path: Path
+    spec: ModelSpec
+    history: tuple[dict[str, Any], ...]
+    tokenizer: bytes | None
+    chat_template: str
 
 
 class Checkpoint(NamedTuple):
@@ -86,12 +94,12 @@ def write_into(
         (folder / TEMPLATE).write_text(chat_template, encoding="utf-8")
 
 
-def load(path: Path | str) -> Checkpoint:
-    """Read a checkpoint and build its model.
+def describe(path: Path | str) -> Record:
+    """Read all but the weights.
 
     Raises:
-        NotFoundError: no folder there, a file of it is missing, or its family is unknown.
-        FormatError: a broken file, an unknown field, or weights of another model.
+        NotFoundError: no folder there, or a file of it is missing.
+        FormatError: a broken file or an unknown field.
     """
     path = Path(path)
     records.recover(path)
@@ -101,13 +109,24 @@ def load(path: Path | str) -> Checkpoint:
             "make one with: edgegen train FAMILY --data DATA -o CHECKPOINT",
         )
     spec = records.read(ModelSpec, path / CONFIG)
-    net = build(spec, f"{path / CONFIG}: config")
-    fill(net, unpack(path / WEIGHTS), path / WEIGHTS)
     history = records.read(tuple[dict[str, Any], ...], path / HISTORY)
     tokenizer, template = path / TOKENIZER, path / TEMPLATE
     bytes_ = tokenizer.read_bytes() if tokenizer.is_file() else None
     chat = template.read_text(encoding="utf-8") if template.is_file() else ""
-    return Checkpoint(path, spec, net.eval(), history, bytes_, chat)
+    return Record(path, spec, history, bytes_, chat)
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Read a checkpoint and build its model.
+
+    Raises:
+        NotFoundError: no folder there, a file of it is missing, or its family is unknown.
+        FormatError: a broken file, an unknown field, or weights of another model.
+    """
+    path, spec, history, tokenizer, template = describe(path)
+    net = build(spec, f"{path / CONFIG}: config")
+    fill(net, unpack(path / WEIGHTS), path / WEIGHTS)
+    return Checkpoint(path, spec, net.eval(), history, tokenizer, template)
 
 
 def build(spec: ModelSpec, place: str = "config") -> nn.Module:
@@ -159,6 +178,8 @@ def graphs(spec: ModelSpec, net: nn.Module) -> dict[str, tuple[nn.Module, GraphS
 
 def pack(tensors: dict[str, Tensor]) -> bytes:
     """Tensors as safetensors bytes, which depend on names and values alone."""
+    from safetensors.torch import save as bytes_of
+
     return bytes_of({n: tensors[n].detach().cpu().contiguous() for n in stored_names(tensors)})
 
 
@@ -177,14 +198,15 @@ def unpack(path: Path) -> dict[str, Tensor]:
         NotFoundError: no such file.
         FormatError: truncated or not safetensors.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as tensors_of
+
     if not path.is_file():
-        raise NotFoundError(f"{path}: no such file", "restore the file, or train again")
+        raise NotFoundError(f"{path}: no such file", AGAIN)
     try:
         return tensors_of(path.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise FormatError(
-            f"{path}: not a whole safetensors file: {error}", "restore the file, or train again"
-        ) from error
+    except SafetensorError as error:
+        raise FormatError(f"{path}: not a whole safetensors file: {error}", AGAIN) from error
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], place: Path | str) -> None:
@@ -193,6 +215,8 @@ def fill(net: nn.Module, tensors: dict[str, Tensor], place: Path | str) -> None:
     Raises:
         FormatError: a missing, unknown or misshapen tensor, the first of which is named.
     """
+    import torch
+
     state = net.state_dict()
     for name in sorted({*stored_names(state), *tensors}):
         want = list(state[name].shape) if name in state else "no such tensor"

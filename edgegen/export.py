@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -30,22 +30,19 @@ from edgegen.calibration import Calibration, calibration
 from edgegen.devices import meters
 from edgegen.errors import NotFoundError, UnsupportedError, UsageError
 from edgegen.exporters import BY_ROW, PRECISIONS, dress_graph, quantize_graph, write_graph
-from edgegen.exporters._adapters import (
-    Switched,
-    gather,
-    switchable,
-    with_adapter,
-)
-from edgegen.exporters._fixed import fix
 from edgegen.exporters._grid import OWN_PRECISIONS
-from edgegen.folding import Folded
+from edgegen.exporters._switched import Switched
+from edgegen.models._numpy import Decoder
 from edgegen.parity import cases, keep
-from edgegen.ready import adapted, folded_parts
+from edgegen.ready import adapted, folded_parts, opened, switched
 from edgegen.runtimes._adapters import FOLDER
 from edgegen.runtimes._adapters import write as write_adapter
-from edgegen.seal import prove, tools, write_manifest
-from edgegen.sources import Model, Part, open_source
+from edgegen.seal import prove, write_manifest
+from edgegen.sources import Model, Part
 from edgegen.spec import Report, silent
+
+if TYPE_CHECKING:
+    from edgegen.folding import Folded
 
 # Real text for the quality figure: random tokens say little about a language model.
 SAMPLE = (
@@ -96,7 +93,8 @@ def export(
         records.target(_name(output, precision, precisions or ()))  # not after minutes of tracing
     meters.reset_peak()
     report("read the model", 0, 1)
-    model = source if isinstance(source, Model) else open_source(source, inputs, pixels)
+    changed = bool(static or adapters or merge)
+    model = opened(source, formats, inputs, pixels, changed=changed)
     if kv_cache and not isinstance(model.loop, Text):
         raise UsageError(f"{model.name}: has no key/value cache", "leave --kv-cache out")
     model, placed = adapted(model, adapters or {}, merge)
@@ -106,14 +104,16 @@ def export(
             "merge the adapter into the weights: --merge",
         )
     if static:
+        from edgegen.exporters._fixed import fix
+
         parts = fix(model.parts, static)
         model = model._replace(parts={name: Part(*part) for name, part in parts.items()})
     model, folded, precisions = folded_parts(model, precisions)
-    switched = gather(model.parts, *placed, formats, folded)
+    switches = switched(model, placed, formats, folded)
     with _scratch(output) as scratch:
-        drawn = _draw(model, folded, switched, scratch, formats, report)
+        drawn = _draw(model, folded, switches, scratch, formats, report)
         report("compute the reference", 0, 1)
-        drawn = drawn._replace(golden=_golden(model, switched), kv_cache=kv_cache)
+        drawn = drawn._replace(golden=_golden(model, switches), kv_cache=kv_cache)
         return [
             _bundle(
                 drawn, _name(output, precision, precisions), precision, data, group_size, report
@@ -171,6 +171,8 @@ def _draw(
             report(f"export to {kind}", done, len(model.parts))
             plain = folded[name].net if name in folded else module
             if name in switched.layers:
+                from edgegen.exporters._adapters import switchable
+
                 plain, graph = switchable(plain, graph, switched.layers[name], kind)
             notes[name, kind] = write_graph(plain, graph, folder, kind) + switched.note()
         report(f"export to {kind}", len(model.parts), len(model.parts))
@@ -182,6 +184,8 @@ def _golden(model: Model, switched: Switched) -> list[Case]:
     prompt = _prompt(model)
     found = cases(dict(model.parts), model.loop, prompt)
     for name, placed in switched.named.items():
+        from edgegen.exporters._adapters import with_adapter
+
         parts = {
             g: (with_adapter(model.parts[g].module, f), model.parts[g].spec)
             for g, f in placed.items()
@@ -209,8 +213,7 @@ def _bundle(
             manifest = eight_bit_cache.settled(
                 part, manifest, drawn.kv_cache, drawn.golden, lambda m: write_manifest(part, m, [])
             )
-        rows = prove(part, manifest, drawn.golden, report)
-        write_manifest(part, manifest, rows)
+        prove(part, manifest, drawn.golden, report)
     return open_bundle(output)
 
 
@@ -290,10 +293,6 @@ def _manifest(
 ) -> Manifest:
     model, folded, switched = drawn.model, drawn.folded, drawn.switched
     adapters = (BASE, *switched.named) if switched.named else ()
-    file = any(isinstance(part.module, Path) for part in model.parts.values())
-    reference = "torch fp32, quantized as the checkpoint is" if folded else "torch fp32"
-    if file:
-        reference = "onnxruntime on the source file, fp32, unoptimised"
     return Manifest(
         format_version=FORMAT_VERSION,
         name=name,
@@ -306,9 +305,18 @@ def _manifest(
         graphs=tuple(part.spec for part in model.parts.values()),
         artifacts=artifacts,
         files={},
-        reference=reference,
+        reference=_reference(model, bool(folded)),
         history=model.history,
         adapters={name: f"{FOLDER}/{name}.npz" for name in adapters},
         adapter=switched.first,
-        tools=tools(),
     )
+
+
+def _reference(model: Model, folded: bool) -> str:
+    """What computed the golden data."""
+    kinds = {type(part.module) for part in model.parts.values()}
+    if Decoder in kinds:
+        return "numpy fp32"
+    if any(issubclass(kind, Path) for kind in kinds):
+        return "onnxruntime on the source file, fp32, unoptimised"
+    return "torch fp32, quantized as the checkpoint is" if folded else "torch fp32"

@@ -6,14 +6,12 @@ import errno
 import glob
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import psutil
 
 from edgegen.errors import EdgeGenError, FormatError, NotFoundError, UsageError
 from edgegen.rooms import nearest
@@ -128,6 +126,8 @@ def _disk_is_full(error: BaseException, path: Path) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOSPC
     try:
+        import shutil
+
         short = shutil.disk_usage(path.parent).free < SPARE_BYTES
     except OSError:
         return False
@@ -159,8 +159,7 @@ def recover(path: Path) -> None:
     the same few ids.
     """
     for left in path.parent.glob(f"{glob.escape(path.name)}.partial-*"):
-        pid = left.name.rpartition("-")[2]
-        if pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid)):
+        if _lives(left.name.rpartition("-")[2]):
             continue
         if ".partial-old-" in left.name and not path.exists():
             os.rename(left, path)
@@ -168,8 +167,19 @@ def recover(path: Path) -> None:
             _remove(left)
 
 
+def _lives(pid: str) -> bool:
+    """Is this the id of another process that runs?"""
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    import psutil  # 1.5 MB, which what only reads records can do without
+
+    return bool(psutil.pid_exists(int(pid)))
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
+        import shutil  # brings every packer of the standard library
+
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

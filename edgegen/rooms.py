@@ -5,9 +5,7 @@ Third parties add one through an entry point in the group of the room's name.
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import pkgutil
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -52,6 +50,8 @@ EXTRA_OF = {
 def nearest(name: str, have: Iterable[str]) -> str:
     """A hint: the closest of `have`, or all of them."""
     have = list(have)
+    import difflib  # imports of a device are read by few, and every one costs memory
+
     near = difflib.get_close_matches(name, have, n=1)
     return f"did you mean {near[0]!r}?" if near else f"have: {', '.join(have) or 'none'}"
 
@@ -62,6 +62,8 @@ def names(room: str) -> list[str]:
 
 
 def _own(room: str) -> set[str]:
+    import pkgutil
+
     found = pkgutil.iter_modules(importlib.import_module(room).__path__)
     return {m.name for m in found if not m.ispkg and not m.name.startswith("_")}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,9 @@ TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "nump
 
 
 def prove(folder: Path, manifest: Manifest, golden: list[Case], report: Report) -> list[Drift]:
-    """Every case on every engine of the bundle; raises on the first engine that is off."""
+    """Every case on every engine of the bundle, then the whole manifest; raises on the first
+    engine that is off."""
+    manifest = msgspec.structs.replace(manifest, files=sums(folder))
     write_manifest(folder, manifest, [])
     rows: list[Drift] = []
     kinds = dict.fromkeys(artifact.format for artifact in manifest.artifacts)
@@ -38,6 +41,7 @@ def prove(folder: Path, manifest: Manifest, golden: list[Case], report: Report) 
         finally:
             deployment.close()
     raise_unless_ok(rows)
+    write_manifest(folder, manifest, rows)
     return rows
 
 
@@ -58,23 +62,16 @@ def raise_unless_ok(rows: Sequence[Drift]) -> None:
 
 
 def tools() -> dict[str, str]:
-    """The versions of all that took part, where it is installed."""
+    """The versions of all that took part: what this process has imported by now."""
     found = {"python": platform.python_version(), "edgegen": __version__}
-    return found | {name: metadata.version(name) for name in TOOLS if _installed(name)}
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return found | {name: metadata.version(name) for name in TOOLS if sys.modules.get(name)}
 
 
 def write_manifest(folder: Path, manifest: Manifest, rows: Sequence[Drift]) -> None:
-    """The manifest with the hashes of all other files, the parity rows and the peak memory."""
-    peak = meters.peak_rss_mb()
+    """The manifest with the hashes of all other files, the parity rows, the versions of all that
+    took part so far and the peak memory."""
+    peak, files = meters.peak_rss_mb(), manifest.files or sums(folder)
     full = msgspec.structs.replace(
-        manifest, files=sums(folder), drifts=tuple(rows), export_peak_rss_mb=peak
+        manifest, files=files, drifts=tuple(rows), tools=tools(), export_peak_rss_mb=peak
     )
     (folder / MANIFEST).write_bytes(records.encode(full))

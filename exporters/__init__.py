@@ -8,6 +8,7 @@
     ledger(path) -> layers                                 read back from what was written
 
 `LACKS`, where it is there, says by precision why it cannot be had: before anything is traced.
+`PLAIN` says that `write` takes a decoder in numpy (`edgegen.models._numpy`) as well.
 `KV_CACHES` are the precisions, other than fp32, that a key/value cache can be kept in.
 
 Notes are what a user must be told: anything that is not simply what was asked for.

@@ -12,7 +12,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from edgegen.adapter_files import Factors, factors_of, fitted, read
 from edgegen.adapters import adaptable, adapted, attach, detach, low_rank, merge, shapes
 from edgegen.bundle import BASE, NONE
 from edgegen.errors import MismatchError, UnsupportedError, UsageError
+from edgegen.exporters._switched import Parts, Placed, Switched
 from edgegen.folding import Folded
 from edgegen.rooms import nearest
 from edgegen.sources import Part
@@ -33,9 +34,6 @@ from edgegen.spec import Array, GraphSpec, TensorSpec
 RANK = "rank"
 FORMATS = ("onnx", "openvino", "torch")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-Placed = dict[str, dict[str, Factors]]  # graph -> layer in its module -> the adapter
-Parts = Mapping[str, Part]
 
 
 def taken_off(parts: Parts) -> tuple[dict[str, Part], Placed]:
@@ -223,36 +221,6 @@ def with_adapter(module: nn.Module, found: Mapping[str, Factors]) -> nn.Module:
         scale = adapter.scale.new_tensor(factors.scale)
         adapter.load_state_dict({"A": factors.a, "B": factors.b, "scale": scale})
     return twin.eval()
-
-
-class Switched(NamedTuple):
-    """The adapters of a bundle by name, and the layers of each graph that any of them is on.
-
-    `first` is the one in use when nobody says which: the model's own.
-    """
-
-    named: dict[str, Placed] = {}  # noqa: RUF012  # never written to
-    layers: dict[str, list[str]] = {}  # noqa: RUF012
-    first: str = ""
-
-    def feeds(self, parts: Parts) -> dict[str, dict[str, dict[str, Array]]]:
-        """What each adapter, and `BASE`, feeds each graph; nothing where there are none."""
-        everyone: dict[str, Placed] = {BASE: {}, **self.named} if self.named else {}
-        return {
-            name: {
-                graph: arrays(_module(parts[graph]), layers, placed.get(graph, {}))
-                for graph, layers in self.layers.items()
-            }
-            for name, placed in everyone.items()
-        }
-
-    def note(self) -> tuple[str, ...]:
-        """What a user must be told, if anything."""
-        if not self.named:
-            return ()
-        mark = {self.first: f"{self.first} (in use unless told)"}
-        names = (mark.get(name, name) for name in self.named)
-        return (f"adapters that are switched at run time: {', '.join(names)}",)
 
 
 def _module(part: Part) -> nn.Module:

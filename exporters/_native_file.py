@@ -17,6 +17,7 @@ from edgegen.spec import Array
 
 VERSION = "1"
 ROWS, GROUP, ALIGN = 16, 32, 64
+SLAB = 256 * ROWS  # rows packed at a time: what is made on the way takes five times their memory
 
 Floats = NDArray[np.float32]
 
@@ -50,6 +51,13 @@ def pack(weight: Floats, bits: int, *, by_row: bool = False) -> tuple[Array, Arr
     `by_row` has all of a row share one: (rows / 16, 1, 16). Padded with zeros: rows to a multiple
     of 16, k to one of 32.
     """
+    slabs = [_slab(weight[n : n + SLAB], bits, by_row) for n in range(0, len(weight), SLAB)]
+    packed = np.concatenate([slab for slab, _ in slabs])
+    scales = [scale for _, scale in slabs if scale is not None]
+    return packed, np.concatenate(scales) if scales else None
+
+
+def _slab(weight: Floats, bits: int, by_row: bool) -> tuple[Array, Array | None]:
     rows, k = weight.shape
     padded = np.pad(weight, ((0, -rows % ROWS), (0, -k % GROUP))).astype(np.float32)
     blocks = padded.reshape(-1, ROWS, padded.shape[1])  # (block, row, k)

@@ -27,12 +27,14 @@ from edgegen.exporters._native_file import (
     unpack,
 )
 from edgegen.exporters._native_grid import dress
+from edgegen.exporters._weights import weights_of
 from edgegen.spec import Array, Feed, GraphSpec
 
 __all__ = ["FILE", "dress", "ledger", "pack", "quantize", "read", "unpack", "write"]
 
 FILE = "model.native.safetensors"
 KV_CACHES = ("int8",)
+PLAIN = True
 # Bits of the layers, and of embedding and head, which lose most.
 SCALE_A_ROW = ("int8",)
 BITS = {"fp32": (32, 32), "int8": (8, 8), "int4": (4, 8)}
@@ -44,17 +46,15 @@ def write(module: Any, graph: GraphSpec, path: Path) -> tuple[str, ...]:
     Raises:
         UnsupportedError: no decoder of the `gpt` family, or sizes that do not fill the lanes.
     """
-    from edgegen.models.gpt import Net
-
-    if not isinstance(module, Net) or not is_text(graph):
+    weights = weights_of(module)
+    if not weights or not is_text(graph):
         raise UnsupportedError(
             f"native: graph {graph.name} is no decoder of the gpt family",
             "leave native out of --to: it runs text alone",
         )
     sizes = _sizes(module.config)
     _check(sizes)
-    weights = {name: t.detach().float().numpy() for name, t in module.state_dict().items()}
-    save(path, sizes, dict(_tensors(module, weights, sizes)))
+    save(path, sizes, dict(_tensors(weights, sizes)))
     return ()
 
 
@@ -90,13 +90,13 @@ def _check(sizes: Sizes) -> None:
             )
 
 
-def _tensors(module: Any, weights: dict[str, Floats], sizes: Sizes) -> Iterator[tuple[str, Array]]:
+def _tensors(weights: dict[str, Floats], sizes: Sizes) -> Iterator[tuple[str, Array]]:
     """Every tensor of the file by its name, matrices packed in fp32."""
     yield "embedding.weight", pack(weights["embed_tokens.weight"], 32)[0]
     if "lm_head.weight" in weights:
         yield "head.weight", pack(weights["lm_head.weight"], 32)[0]
     if sizes.rotary:
-        yield "frequencies", module.frequencies.detach().float().numpy()
+        yield "frequencies", weights["frequencies"]
     else:
         yield "positions", weights["embed_positions.weight"]
     yield from _norm("last", "norm", weights)

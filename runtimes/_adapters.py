@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -42,6 +41,8 @@ def read(bundle: Bundle, name: str | None) -> dict[str, dict[str, Array]]:
         names = [known for known in have if known != BASE]
         fix = nearest(name, names) if names else "export it with: --adapter NAME=FOLDER"
         raise NotFoundError(f"{bundle.path}: no adapter {name!r} in it", fix)
+    from zipfile import BadZipFile  # with all it imports, for adapters alone
+
     path = have[name or BASE]
     check_files(bundle, {path})
     feeds: dict[str, dict[str, Array]] = {}

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import psutil
 
 from edgegen.errors import UsageError
 from edgegen.spec import TensorSpec
+
+SMALL = 64_000_000  # bytes; about what an engine takes to start
 
 
 def tensors_bytes(specs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> int:
@@ -22,7 +23,14 @@ def tensors_bytes(specs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> int:
 
 
 def afford(what: str, need_bytes: int, fix: str) -> None:
-    """Raise `UsageError`, naming the estimate, unless `need_bytes` of memory are free."""
+    """Raise `UsageError`, naming the estimate, unless `need_bytes` of memory are free.
+
+    Less than `SMALL` is not asked about: importing what knows takes more than it could save.
+    """
+    if need_bytes < SMALL:
+        return
+    import psutil
+
     free_bytes = psutil.virtual_memory().available
     if need_bytes > free_bytes:
         raise UsageError(

@@ -1,7 +1,8 @@
 """ONNX Runtime over EdgeGen's own graph for text (`exporters/fused.py`), on the CPU.
 
 Keys and values lie in two buffers a layer that the graph reads and writes in place. For a token
-everything is bound once: the token that came out is the token that goes in, and two numbers change.
+everything is bound once: the token that came out is the token that goes in, and two numbers change
+(`_fused_cache.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import numpy as np
 import onnxruntime as ort
 
 from edgegen.errors import FormatError, MismatchError, NotFoundError, UnsupportedError, UsageError
+from edgegen.runtimes._fused_cache import Cache, is_past, vocabulary_of
+from edgegen.runtimes.loops._sampling import draw, filtered
+from edgegen.runtimes.loops.autoregressive import dice, pad_left
 from edgegen.spec import Array, CachedForward, Feed, GraphSpec, Operator, Options, Sampling
 
 READS = "fused"
-LEAST_ROOM = 128  # positions of the first buffers; they double when they are full
 
 ort.disable_telemetry_events()
 ort.set_default_logger_severity(3)
@@ -38,7 +41,7 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> F
     Raises:
         NotFoundError: another device than the CPU.
         UnsupportedError: options for a provider.
-        FormatError: the file cannot be read.
+        FormatError: the file cannot be read, or is of an older EdgeGen.
     """
     if device.partition(":")[0] not in ("cpu", "auto"):
         raise NotFoundError(
@@ -57,6 +60,11 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> F
             f"{path}: onnxruntime {version()} cannot open it: {str(error).strip().splitlines()[0]}",
             "run: edgegen verify BUNDLE, then export again",
         ) from error
+    if "count" not in {i.name for i in session.get_inputs()}:
+        raise FormatError(
+            f"{path}: was drawn by an older EdgeGen, its graph does not give the best tokens",
+            "export it again with: edgegen export SOURCE --to fused",
+        )
     return FusedSession(session, graph)
 
 
@@ -84,12 +92,12 @@ class FusedSession:
         ids, mask = inputs["input_ids"][n], inputs["attention_mask"][n] != 0
         past = len(mask) - len(ids)
         old, new = np.flatnonzero(mask[:past]), np.flatnonzero(mask[past:])
-        pasts = {s.name: inputs[s.name][n] for s in self.graph.inputs if _is_past(s.name)}
+        pasts = {s.name: inputs[s.name][n] for s in self.graph.inputs if is_past(s.name)}
         out = {
             name.replace("past_key_values", "present"): _longer(a, len(ids))
             for name, a in pasts.items()
         }
-        out["logits"] = np.empty((1, len(ids), self._vocabulary), np.float32)
+        out["logits"] = np.empty((1, len(ids), vocabulary_of(self.graph)), np.float32)
         runs = [(np.array([i]), np.array([], np.int64)) for i in np.flatnonzero(~mask[past:])]
         for mine, before in [*runs, *([(new, old)] if len(new) else [])]:
             cache = self.cache(1)
@@ -101,23 +109,22 @@ class FusedSession:
                 out[present][0][:, past + mine] = made
         return out
 
-    @property
-    def _vocabulary(self) -> int:
-        return int(next(s.shape[-1] for s in self.graph.outputs if s.name == "logits"))
-
-    def cache(self, batch: int) -> Cache:
-        """Empty keys and values for `batch` sequences."""
+    def cache(self, batch: int, count: int = 1) -> Cache:
+        """Empty keys and values for `batch` sequences, and room for the `count` best tokens."""
         if self._session is None:
             raise UsageError("the session is closed", "open the bundle again")
-        return Cache(self._session, self.graph, batch)
+        return Cache(self._session, self.graph, batch, count)
 
     def cached(self) -> CachedForward:
         """The decoder with its cache kept here."""
         return _Cached(self)
 
-    def decoder(self, sampling: Sampling, seed: int = 0) -> GreedyDecoder | None:
-        """A decoder that takes the most likely token in the graph; None for any other way."""
-        return GreedyDecoder(self) if sampling == Sampling() else None
+    def decoder(self, sampling: Sampling, seed: int = 0) -> FusedDecoder | None:
+        """One for greedy text and top-k; None where the choice needs every logit."""
+        all_of_them = sampling.temperature and not 0 < sampling.top_k < vocabulary_of(self.graph)
+        if all_of_them or sampling.repetition_penalty != 1:
+            return None
+        return FusedDecoder(self, sampling, seed)
 
     def operators(self) -> tuple[Operator, ...]:
         """None: `--runtime onnxruntime` times the operators of the plain graph."""
@@ -128,145 +135,9 @@ class FusedSession:
         self._session = None
 
 
-def _is_past(name: str) -> bool:
-    return name.startswith("past_key_values.")
-
-
 def _longer(past: Array, more: int) -> Array:
     """(kv_heads, past, head_dim) as (1, kv_heads, past + more, head_dim)."""
     return np.pad(past, ((0, 0), (0, more), (0, 0)))[None]
-
-
-class Cache:
-    """Keys and values of a batch, and what is bound to the graph.
-
-    Every sequence begins at position 0 of its buffer; `lengths` says how far it goes.
-    """
-
-    def __init__(self, session: Any, graph: GraphSpec, batch: int) -> None:
-        self._session, self._graph, self._batch = session, graph, batch
-        self._names = {i.name for i in session.get_inputs()}
-        self.lengths = np.zeros(batch, np.int64)
-        self.buffers: dict[str, Array] = {}
-        self._room = 0
-        self._token = np.zeros((batch, 1), np.int64)
-        self._place = np.zeros((batch, 1), np.int64)
-        self._lengths = np.zeros(batch, np.int32)
-        self._longest = np.zeros((), np.int32)
-        self._bound: dict[str, Any] = {}
-
-    def fill(self, pasts: Feed, length: int) -> None:
-        """Start after a cache that was filled elsewhere, (kv_heads, length, head_dim) each."""
-        self.make_room(length + 1)
-        for name, array in pasts.items():
-            self.buffers[name][0, :, :length] = array
-        self.lengths[:] = length
-
-    def make_room(self, positions: int) -> None:
-        """Buffers of at least so many positions; what is in them stays."""
-        limit = self._graph.limits.get("past+seq", positions)
-        if positions > limit:
-            raise UsageError(
-                f"{positions} positions, the model has {limit}", "ask for fewer tokens"
-            )
-        if positions <= self._room:
-            return
-        room = max(LEAST_ROOM, 1 << (positions - 1).bit_length())
-        self._room, old = min(room, max(limit, positions)), self.buffers
-        self.buffers = {}
-        for spec in self._graph.inputs:
-            if _is_past(spec.name):
-                shape = (self._batch, int(spec.shape[1]), self._room, int(spec.shape[3]))
-                self.buffers[spec.name] = np.zeros(shape, np.float32)
-                if old:
-                    kept = old[spec.name].shape[2]
-                    self.buffers[spec.name][:, :, :kept] = old[spec.name]
-        self._values = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in self.buffers.items()}
-        self._bound.clear()
-
-    def forward(self, ids: Array, counts: Array | None = None, *, every: bool = False) -> Array:
-        """Logits of the last new position of each sequence, or of every one: (rows, vocabulary).
-
-        `ids` (batch, time) are padded on the right where `counts` says that fewer are new.
-        """
-        binding = self._bind(ids, counts, every=every)
-        binding.bind_output("logits", "cpu")
-        self._session.run_with_iobinding(binding)
-        logits: Array = binding.get_outputs()[-1].numpy()
-        return logits
-
-    def _bind(self, ids: Array, counts: Array | None, *, every: bool) -> Any:
-        time = ids.shape[1]
-        counts = np.full(self._batch, time) if counts is None else counts
-        self.make_room(int(self.lengths.max()) + time)
-        feed = {
-            "input_ids": np.ascontiguousarray(ids, np.int64),
-            "position_ids": self._positions(time),
-            "rows": np.arange(time) if every else np.arange(self._batch) * time + counts - 1,
-        }
-        self._advance(counts)
-        binding = self._caches()
-        for name, array in feed.items():
-            if name in self._names:
-                binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        return binding
-
-    def _positions(self, time: int) -> Array:
-        """Of the new tokens; what is padding may have any that there is."""
-        limit = self._graph.limits.get("past+seq", self._room)
-        found: Array = np.minimum(self.lengths[:, None] + np.arange(time), limit - 1)
-        return found
-
-    def _advance(self, counts: Array | int) -> None:
-        self.lengths += counts
-        self._lengths[:] = self.lengths - 1
-        self._longest[...] = self.lengths.max()
-
-    def _caches(self) -> Any:
-        """A binding of everything that is the same for a prompt and for a token."""
-        binding = self._session.io_binding()
-        for name, value in self._values.items():
-            binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
-        for name, array in (("lengths", self._lengths), ("longest", self._longest)):
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        return binding
-
-    def start(self, ids: Array, counts: Array) -> Array:
-        """Read the prompts; the most likely next token of each, (batch,).
-
-        Raises:
-            MismatchError: logits that are not finite.
-        """
-        logits = self.forward(ids, counts)
-        if not np.isfinite(logits).all():
-            raise MismatchError(
-                "the model's logits are not finite", "check the bundle with: edgegen verify BUNDLE"
-            )
-        self._token[:, 0] = logits.argmax(-1)
-        return self._token[:, 0].copy()
-
-    def step(self) -> Array:
-        """Read the token of before; the most likely next one of each, (batch,)."""
-        self.make_room(int(self.lengths.max()) + 1)
-        if "step" not in self._bound:
-            self._bound["step"] = self._step_binding()
-        self._place[:, 0] = self.lengths
-        self._advance(1)
-        self._session.run_with_iobinding(self._bound["step"])
-        return self._token[:, 0].copy()
-
-    def _step_binding(self) -> Any:
-        """Bound once: what comes out as `next` lies where `input_ids` goes in."""
-        binding = self._caches()
-        rows = np.arange(self._batch, dtype=np.int64)
-        feed = {"input_ids": self._token, "position_ids": self._place, "rows": rows}
-        for name, array in feed.items():
-            if name in self._names:
-                binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        following = ort.OrtValue.ortvalue_from_numpy(self._token.reshape(-1))
-        binding.bind_ortvalue_output("next", following)
-        return binding
 
 
 class _Cached:
@@ -307,21 +178,40 @@ def _to_the_right(ids: Array, mask: Array) -> tuple[Array, Array]:
     return moved, counts
 
 
-class GreedyDecoder:
-    """A `Decoder`: the most likely token is chosen in the graph."""
+class FusedDecoder:
+    """A `Decoder` of which the graph does the long part: it finds the best of all tokens.
 
-    def __init__(self, session: FusedSession) -> None:
-        self._session = session
+    The most likely one goes straight into the next step. For top-k only the k best leave the
+    graph, and are filtered and drawn as everywhere, with the same random numbers.
+    """
+
+    def __init__(self, session: FusedSession, sampling: Sampling, seed: int) -> None:
+        self._session, self._sampling, self._seed = session, sampling, seed
+        # One more than the k best: whether it equals the last of them.
+        self._count = 1 + sampling.top_k if sampling.temperature else 1
 
     def start(self, prompts: tuple[tuple[int, ...], ...], sampling: Sampling) -> Array:
         """Prefill; the first new token of each sequence, (batch,)."""
-        counts = np.array([len(prompt) for prompt in prompts])
-        ids = np.zeros((len(prompts), counts.max()), np.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[: len(prompt)] = prompt
-        self._cache = self._session.cache(len(prompts))
-        return self._cache.start(ids, counts)
+        self._dice = dice(prompts, self._seed) if self._count > 1 else []
+        self._cache = self._session.cache(len(prompts), self._count)
+        self._cache.start(*_to_the_right(*pad_left(prompts)))
+        return self._next()
 
     def step(self) -> Array:
         """The next token of each sequence, (batch,)."""
-        return self._cache.step()
+        self._cache.step()
+        return self._next()
+
+    def _next(self) -> Array:
+        token = self._cache.token[:, 0]
+        if self._count > 1:
+            token[:] = [self._draw(row, die) for row, die in enumerate(self._dice)]
+        return token.copy()
+
+    def _draw(self, row: int, die: np.random.Generator) -> int:
+        best, tokens = self._cache.best[row], self._cache.tokens[row]
+        if best[-1] == best[-2]:  # whatever equals the k-th is kept too, and may be more than one
+            return draw(filtered(self._cache.logits[row], self._sampling), die)
+        order = np.argsort(tokens[:-1])  # as they stand in the vocabulary
+        chosen = draw(filtered(best[:-1][order], self._sampling), die)
+        return int(tokens[order[chosen]])

@@ -7,6 +7,7 @@ whether it obeyed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from edgegen.errors import (
     UnsupportedError,
 )
 from edgegen.rooms import nearest
+from edgegen.runtimes._openvino_text import ROWS, StatefulForward, ready
 from edgegen.spec import Array, CachedForward, Feed, GraphSpec, Operator, Options
 
 READS = "openvino"
@@ -79,6 +81,7 @@ def open_graph(path: Path, graph: GraphSpec, device: str, options: Options) -> O
     config = _config(target, options)
     try:
         model = core().read_model(path)
+        ready(model)
         compiled = core().compile_model(model, target, config)
     except RuntimeError as error:
         raise FormatError(
@@ -211,22 +214,7 @@ class OvSession:
         """A forward over OpenVINO's own variables; only for a stateful text model."""
         if not self._states:
             raise EdgeGenError(f"graph {self.graph.name} keeps no state")
-        return self._forward
-
-    def _forward(
-        self, input_ids: Array, attention_mask: Array, position_ids: Array, *, fresh: bool
-    ) -> Array:
-        """Logits of the last position, (batch, vocabulary)."""
-        if fresh:
-            self._request.reset_state()
-        self._infer(
-            {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "position_ids": position_ids,
-            }
-        )
-        return np.array(self._request.get_tensor("logits").data[:, -1])
+        return StatefulForward(self._request, self._inputs, self._guarded)
 
     def _load_cache(self, inputs: Feed) -> None:
         self._request.reset_state()
@@ -238,8 +226,13 @@ class OvSession:
         arrays = {name: np.ascontiguousarray(array) for name, array in feed.items()}
         if "beam_idx" in self._inputs:
             arrays["beam_idx"] = np.arange(len(arrays["input_ids"]), dtype=np.int32)
+        if ROWS in self._inputs:
+            arrays[ROWS] = np.arange(arrays["input_ids"].shape[1])
+        self._guarded(lambda: self._request.infer(arrays, share_inputs=True, share_outputs=True))
+
+    def _guarded(self, infer: Callable[[], Any]) -> None:
         try:
-            self._request.infer(arrays, share_inputs=True)
+            infer()
         except RuntimeError as error:
             raise MismatchError(
                 f"openvino {version()} failed in graph {self.graph.name}: {_cause(error)}"

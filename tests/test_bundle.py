@@ -1,6 +1,7 @@
 """A bundle on disk: read, checked file by file, and refused when it is not what was exported."""
 
 import json
+from zipfile import ZipFile
 
 import msgspec
 import numpy as np
@@ -152,3 +153,20 @@ def test_golden_data_is_never_unpickled(image_bundle):
     np.savez(image_bundle / bundles.GOLDEN, **{"decoder/a/in/x": array})
     with pytest.raises(FormatError, match="allow_pickle=False"):
         bundles.read_golden(open_bundle(image_bundle))
+
+
+def test_golden_data_is_packed_only_where_it_repeats(tmp_path):
+    noise = np.random.default_rng(0).standard_normal((64, 300)).astype(np.float32)
+    long = np.tile(noise[:, :4], (1, 75))
+    case = bundles.Case("model", "text", {"past": long}, {"logits": noise, "none": noise[:0]})
+    bundles.write_golden([case], tmp_path / "golden.npz")
+    with ZipFile(tmp_path / "golden.npz") as file:
+        packed = {
+            entry.filename: entry.compress_size < entry.file_size for entry in file.infolist()
+        }
+    start = "model/text"
+    assert packed == {
+        f"{start}/in/past.npy": True,
+        f"{start}/out/logits.npy": False,
+        f"{start}/out/none.npy": False,
+    }

@@ -8,7 +8,10 @@ from edgegen import parity
 from edgegen.bundle import Case, OneShot
 from edgegen.errors import ParityError
 from edgegen.models import gpt, vae
+from edgegen.models._numpy import Decoder
+from edgegen.runtimes.loops.autoregressive import PastForward
 from edgegen.spec import GraphSpec, TensorSpec
+from edgegen.verify import greedy
 
 
 def flat(*shape, **fields):
@@ -170,3 +173,26 @@ def test_a_model_that_answers_nan_is_refused_with_how_to_bound_its_inputs():
     assert "--input 'sigma:float32[batch]@0.1..80'" in error.value.hint
     bounded = {"model": (Logarithm(), noise(low=0.1, high=80))}
     assert len(parity.cases(bounded, OneShot("model"))) == 3
+
+
+def test_numpy_and_torch_give_the_same_cases_and_the_pair_decodes_as_one_alone():
+    torch.manual_seed(0)
+    config = gpt.Config(vocab_size=97, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
+    net = gpt.Net(config)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.normal_(std=0.2)
+    loop, prompt = gpt.loop(config), tuple(range(3, 23))
+    parts = gpt.graphs(net)
+    spec = parts["model"][1]
+    decoder = Decoder(config, {name: t.numpy() for name, t in net.state_dict().items()})
+    want = parity.cases(parts, loop, prompt)
+    found = parity.cases({"model": (decoder, spec)}, loop, prompt)
+    assert [case.name for case in found] == [case.name for case in want]
+    for mine, theirs in zip(found, want, strict=True):
+        for name, array in theirs.outputs.items():
+            np.testing.assert_allclose(mine.outputs[name], array, rtol=1e-3, atol=1e-4)
+    one = next(case for case in found if case.name == "decode-one")
+    ids, mask = one.inputs["input_ids"], one.inputs["attention_mask"]
+    alone = greedy(PastForward(parity.Reference(decoder, spec)), ids, mask, 32)
+    assert (alone == one.outputs["tokens"]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ def export(
     quiet: bool = typer.Option(False, "-q", "--quiet", help="No progress."),
 ) -> None:
     """Export a model to ONNX and OpenVINO, and prove that both still compute it."""
+    # Before numpy is there: one token at a time, two threads would wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from edgegen.export import export as run
 
     with _terminal.progress(quiet) as report:

@@ -10,71 +10,17 @@ arXiv:2302.13971 (Llama).
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
-from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgegen.bundle import Text
-from edgegen.errors import UsageError
-from edgegen.spec import GraphSpec, TensorSpec
+from edgegen.models._decoder import Config as Config
+from edgegen.models._decoder import graph
+from edgegen.models._decoder import loop as loop
+from edgegen.spec import GraphSpec
 
 Turn = tuple[Tensor, Tensor]  # cos and sin of each angle, (batch, 1, time, head_dim / 2)
-
-
-class Config(Struct, frozen=True, forbid_unknown_fields=True):
-    """A decoder, in Hugging Face's names. `head_dim` 0 is hidden size / heads.
-
-    `rope_factors` divide the rotary frequencies, one for each pair of channels; empty for none.
-
-    `style` "llama": RMSNorm, rotary positions, SwiGLU, no biases but `qkv_bias` (Qwen2).
-    `style` "gpt2": LayerNorm, learned positions, GELU, biases everywhere.
-    """
-
-    style: Literal["llama", "gpt2"] = "llama"
-    vocab_size: int = 512
-    hidden_size: int = 128
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    head_dim: int = 0
-    intermediate_size: int = 384
-    max_position_embeddings: int = 256
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_factors: tuple[float, ...] = ()
-    qkv_bias: bool = False
-    tie_word_embeddings: bool = True
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        sizes = (self.vocab_size, self.hidden_size, self.num_hidden_layers, heads, kv_heads)
-        if min(*sizes, self.intermediate_size, self.max_position_embeddings) < 1:
-            raise UsageError("gpt: a size in the config is below 1", "make every size at least 1")
-        if heads % kv_heads:
-            raise UsageError(
-                f"gpt: {heads} attention heads do not share {kv_heads} key/value heads evenly",
-                f"set num_key_value_heads to a divisor of {heads}",
-            )
-        if not self.head_dim and self.hidden_size % heads:
-            raise UsageError(
-                f"gpt: hidden_size {self.hidden_size} does not divide into {heads} heads",
-                "change hidden_size or num_attention_heads, or set head_dim",
-            )
-        if self.rope_factors and 2 * len(self.rope_factors) != self.head_size:
-            raise UsageError(
-                f"gpt: {len(self.rope_factors)} rope_factors, a head has {self.head_size} channels",
-                "give one for each pair of channels",
-            )
-
-    @property
-    def head_size(self) -> int:
-        """Channels of one head."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
 def rope_frequencies(config: Config) -> Tensor:
@@ -269,38 +215,8 @@ def _initialise(module: nn.Module) -> None:
 
 
 def graphs(net: Net) -> dict[str, tuple[nn.Module, GraphSpec]]:
-    """The one graph, "model", with the tensor names of optimum."""
-    config = net.config
-    limit = config.max_position_embeddings
-    sides: list[list[TensorSpec]] = []
-    for prefix, time in (("past_key_values", "past"), ("present", "past+seq")):
-        shape = ("batch", config.num_key_value_heads, time, config.head_size)
-        names = (
-            f"{prefix}.{n}.{side}" for n in range(len(net.layers)) for side in ("key", "value")
-        )
-        sides.append([TensorSpec(name, "float32", shape) for name in names])
-    inputs = (
-        TensorSpec("input_ids", "int64", ("batch", "seq"), 0, config.vocab_size - 1),
-        TensorSpec("attention_mask", "int64", ("batch", "past+seq"), 0, 1),
-        TensorSpec("position_ids", "int64", ("batch", "seq"), 0, limit - 1),
-        *sides[0],
-    )
-    logits = TensorSpec("logits", "float32", ("batch", "seq", config.vocab_size))
-    limits = {"seq": limit, "past": limit, "past+seq": limit}
-    return {"model": (net.eval(), GraphSpec("model", inputs, (logits, *sides[1]), limits))}
-
-
-def loop(config: Config) -> Text:
-    """What the autoregressive loop must know."""
-    return Text(
-        vocab_size=config.vocab_size,
-        max_positions=config.max_position_embeddings,
-        layers=config.num_hidden_layers,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_size,
-        bos=config.bos_token_id,
-        eos=config.eos_token_ids,
-    )
+    """The one graph, "model"."""
+    return {"model": (net.eval(), graph(net.config))}
 
 
 def phases(net: Net) -> dict[str, list[nn.Parameter]]:

@@ -11,6 +11,7 @@ import torch
 from edgegen import rooms
 from edgegen.bundle import Text
 from edgegen.errors import NotFoundError, UnsupportedError
+from edgegen.models._numpy import Decoder
 from edgegen.quality.subject import Subject
 from edgegen.runtimes.torch import TorchSession
 from edgegen.sources import Model
@@ -32,7 +33,7 @@ def subject(model: Model) -> Subject:
     sessions = {
         name: TorchSession(part.module.eval(), part.spec, _place(part.module), False)
         for name, part in model.parts.items()
-        if not isinstance(part.module, Path)
+        if not isinstance(part.module, Path | Decoder)
     }
     content = model.files.get(FILE, b"")
     return Subject(

@@ -174,7 +174,7 @@ def drifts(comparison: Comparison, profiles: Mapping[str, Profile]) -> str:
     if not rows:
         return ""
     content = markup.table(([*columns, "its limit", "state"], rows), "Drift from the reference")
-    return markup.section("Drift from the reference", content, "fp32, in torch")
+    return markup.section("Drift from the reference", content, "in fp32")
 
 
 def doubts(comparison: Comparison) -> str:

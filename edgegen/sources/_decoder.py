@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from edgegen.errors import FormatError, MismatchError
 from edgegen.models import gpt
 from edgegen.sources import Model, Part
-
-SHOWN = 5
+from edgegen.sources._plain import check
 
 
 def assemble(
@@ -61,26 +59,7 @@ def fill(net: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
     """Give `net` its weights in float32, every one of them and no other.
 
     Raises:
-        FormatError: tensors that are missing or unknown, by name.
-        MismatchError: a tensor of another shape than the config says.
+        FormatError, MismatchError: as `check`.
     """
-    wanted = net.state_dict()
-    lost, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    if lost or extra:
-        raise FormatError(
-            f"{place}: missing tensors: {_some(lost)}; unknown tensors: {_some(extra)}",
-            "the weights and the config are not of the same model, or a shard is missing",
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != wanted[name].shape:
-            raise MismatchError(
-                f"{place}: {name} is {tuple(tensor.shape)}, "
-                f"the config wants {tuple(wanted[name].shape)}",
-                "the weights and the config are not of the same model",
-            )
-    net.load_state_dict({name: t.float() for name, t in weights.items()}, assign=True)
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest if names else "none"
+    check(weights, {name: tuple(t.shape) for name, t in net.state_dict().items()}, place)
+    net.load_state_dict({n: t.float().contiguous() for n, t in weights.items()}, assign=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgegen.errors import FormatError, UnsupportedError
-from edgegen.models.gpt import Config
+from edgegen.models._decoder import Config
 
 Keys = dict[str, Any]
 

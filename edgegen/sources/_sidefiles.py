@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgegen.bundle import Text
-from edgegen.models.gpt import Config
+from edgegen.models._decoder import Config
 
 
 class Special(NamedTuple):

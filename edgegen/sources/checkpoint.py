@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from torch import nn
 
 from edgegen import checkpoint, records, rooms
-from edgegen.bundle import Text
 from edgegen.errors import NotFoundError
-from edgegen.models import gpt
-from edgegen.sources import Model, Part, _sidefiles, module
+from edgegen.models._decoder import Config, loop
+from edgegen.sources import Model, Part, _plain, _sidefiles
 from edgegen.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def read(source: str, inputs: Sequence[str] = (), pixels: object = None) -> Model:
@@ -35,6 +36,34 @@ def read(source: str, inputs: Sequence[str] = (), pixels: object = None) -> Mode
     )
 
 
+def plain(source: str) -> Model | None:
+    """A decoder in numpy; None for another family, and where compression changed its layers.
+
+    Raises:
+        NotFoundError, FormatError: as `read`.
+        MismatchError: a tensor of another shape than the config says.
+    """
+    path, spec, history, tokenizer, template = checkpoint.describe(source)
+    if spec.family != "gpt" or spec.shapes or spec.adapters or spec.layers:
+        return None
+    config = records.convert(Config, spec.config, f"{path / checkpoint.CONFIG}: config")
+    weights = path / checkpoint.WEIGHTS
+    if not weights.is_file():
+        raise NotFoundError(f"{weights}: no such file", checkpoint.AGAIN)
+    mapped = _plain.read(weights, checkpoint.AGAIN)
+    if mapped is None:
+        return None
+    return _plain.assemble(
+        path.resolve().name,
+        config,
+        mapped.tensors,
+        _text_files(config, path, tokenizer, template),
+        chat_template=template,
+        history=history,
+        place=str(weights),
+    )
+
+
 def model_of(
     path: Path,
     spec: ModelSpec,
@@ -49,30 +78,34 @@ def model_of(
     Raises:
         NotFoundError: text without a tokenizer.
     """
+    from edgegen.sources import module
+
     name = path.resolve().name
     if spec.family == checkpoint.MODULE:
         settings = records.convert(module.Config, spec.config, str(path / checkpoint.CONFIG))
         return module.model_of(net, settings, history)._replace(name=name)
     family = rooms.load("edgegen.models", spec.family)
     config = msgspec.convert(spec.config, family.Config)
-    loop = family.loop(config)
+    way = family.loop(config)
     files: dict[str, bytes] = {}
-    if isinstance(config, gpt.Config):
-        if tokenizer is None:
-            raise NotFoundError(
-                f"{path / checkpoint.TOKENIZER}: missing: text cannot be run without it",
-                "restore the file, or train again",
-            )
-        loop = msgspec.structs.replace(loop, chat_template=chat_template)
-        files = _text_files(config, loop, tokenizer)
+    if isinstance(config, Config):
+        way = msgspec.structs.replace(way, chat_template=chat_template)
+        files = _text_files(config, path, tokenizer, chat_template)
     graphs = checkpoint.graphs(spec, net)
     parts = {graph: Part(part, described) for graph, (part, described) in graphs.items()}
     # Only what is exported counts: a GAN's discriminator stays behind.
     weights = {id(p): p.numel() for part, _ in graphs.values() for p in part.parameters()}
     settled = msgspec.to_builtins(config)
-    return Model(name, spec.family, settled, loop, parts, files, history, sum(weights.values()))
+    return Model(name, spec.family, settled, way, parts, files, history, sum(weights.values()))
 
 
-def _text_files(config: gpt.Config, loop: Text, tokenizer: bytes) -> dict[str, bytes]:
+def _text_files(
+    config: Config, path: Path, tokenizer: bytes | None, template: str
+) -> dict[str, bytes]:
+    if tokenizer is None:
+        raise NotFoundError(
+            f"{path / checkpoint.TOKENIZER}: missing: text cannot be run without it",
+            checkpoint.AGAIN,
+        )
     special = _sidefiles.special_of(tokenizer, config)
-    return _sidefiles.all_files(config, loop, tokenizer, special, loop.chat_template)
+    return _sidefiles.all_files(config, loop(config), tokenizer, special, template)

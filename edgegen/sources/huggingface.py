@@ -1,7 +1,8 @@
 """A Hugging Face folder: `config.json`, safetensors (sharded or not), `tokenizer.json`.
 
 The weights are mapped here, without transformers: they stay in the page cache until they are
-used, and are copied only where they are not float32 or not laid out as ours.
+used, and are copied only where they are not float32 or not laid out as ours. Tensors are torch's
+or numpy's: what renames and cuts them serves both.
 """
 
 from __future__ import annotations
@@ -10,21 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from edgegen.errors import FormatError, NotFoundError, UnsupportedError
-from edgegen.models.gpt import Config, loop
-from edgegen.sources import Model, _sidefiles
-from edgegen.sources._decoder import assemble
+from edgegen.models._decoder import Config, loop
+from edgegen.sources import Model, _plain, _sidefiles
 from edgegen.sources._hfconfig import CONFIGS, ends, reject
 
 INDEX, WEIGHTS, PICKLE = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"
+AGAIN = "copy or download it again"
 KEPT = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -47,6 +45,22 @@ GPT2_NAMES = {
 }
 
 
+class Folder(NamedTuple):
+    """All that a folder says but the weights."""
+
+    path: Path
+    name: str
+    kind: str
+    config: Config
+    files: dict[str, bytes]
+    template: str
+
+    def entry(self, stored: Mapping[str, int]) -> dict[str, Any]:
+        """Where the model came from, for its history; `stored` counts tensors by type."""
+        origin = {"kind": "source", "format": "huggingface", "source": self.name}
+        return origin | {"stored": dict(stored)}
+
+
 def read(source: str, inputs: Sequence[str] = (), pixels: object = None) -> Model:
     """The decoder in a folder, with the files other tools look for.
 
@@ -55,6 +69,53 @@ def read(source: str, inputs: Sequence[str] = (), pixels: object = None) -> Mode
         UnsupportedError: a `model_type`, or an option of its config, that is not known.
         FormatError: broken JSON, truncated weights, or tensors that are missing or unknown.
     """
+    from edgegen.sources._decoder import assemble
+
+    folder = describe(source)
+    stored: dict[str, Any] = {}
+    for file in weight_files(folder.path):
+        stored |= _pickle(file) if file.name == PICKLE else _safetensors(file)
+    weights = dict(MAPPED[folder.kind](stored, folder.config))
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored.values())
+    return assemble(
+        folder.name,
+        folder.config,
+        weights,
+        folder.files,
+        chat_template=folder.template,
+        entry=folder.entry(dtypes),
+        place=source,
+    )
+
+
+def plain(source: str) -> Model | None:
+    """The same in numpy; None for weights that numpy cannot hold or only torch can read.
+
+    Raises:
+        NotFoundError, UnsupportedError, FormatError: as `read`.
+    """
+    folder = describe(source)
+    stored: dict[str, Any] = {}
+    dtypes: Counter[str] = Counter()
+    for file in weight_files(folder.path):
+        found = None if file.name == PICKLE else _plain.read(_there(file), AGAIN)
+        if found is None:
+            return None
+        stored |= found.tensors
+        dtypes += found.stored
+    return _plain.assemble(
+        folder.name,
+        folder.config,
+        dict(MAPPED[folder.kind](stored, folder.config)),
+        folder.files,
+        chat_template=folder.template,
+        history=(folder.entry(dtypes),),
+        place=source,
+    )
+
+
+def describe(source: str) -> Folder:
+    """What the model is, and its side files."""
     folder = Path(source)
     keys = read_json(folder / "config.json")
     kind = keys.get("model_type")
@@ -70,12 +131,7 @@ def read(source: str, inputs: Sequence[str] = (), pixels: object = None) -> Mode
     settings = read_json(folder / "tokenizer_config.json", {})
     template = _chat_template(folder, settings)
     files = _files(folder, kind, config, template)
-    stored = _stored(folder)
-    weights = dict(MAPPED[kind](stored, config))
-    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored.values())
-    name = folder.resolve().name
-    entry = {"kind": "source", "format": "huggingface", "source": name, "stored": dict(dtypes)}
-    return assemble(name, config, weights, files, chat_template=template, entry=entry, place=source)
+    return Folder(folder, folder.resolve().name, kind, config, files, template)
 
 
 def read_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -114,34 +170,36 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
     return str(found)
 
 
-def _stored(folder: Path) -> dict[str, Tensor]:
-    """Every stored tensor under its own name."""
+def weight_files(folder: Path) -> list[Path]:
+    """Every file that holds weights: the shards, the one file, or the pickle of old."""
     if (folder / INDEX).is_file():
         shards = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        tensors: dict[str, Tensor] = {}
-        for shard in shards:
-            tensors |= _safetensors(folder / shard)
-        return tensors
-    if (folder / WEIGHTS).is_file():
-        return _safetensors(folder / WEIGHTS)
-    if (folder / PICKLE).is_file():
-        return _pickle(folder / PICKLE)
+        return [folder / shard for shard in shards]
+    for name in (WEIGHTS, PICKLE):
+        if (folder / name).is_file():
+            return [folder / name]
     raise NotFoundError(f"{folder}: no {WEIGHTS} in this folder", "download the weights as well")
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _there(path: Path) -> Path:
     if not path.is_file():
         raise NotFoundError(f"{path}: missing, {INDEX} names it", "download this shard as well")
+    return path
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
     try:
-        return load_file(path)
+        return dict(load_file(_there(path)))
     except SafetensorError as error:
-        raise FormatError(
-            f"{path}: not a whole safetensors file: {error}", "copy or download it again"
-        ) from error
+        raise FormatError(f"{path}: not a whole safetensors file: {error}", AGAIN) from error
 
 
-def _pickle(path: Path) -> dict[str, Tensor]:
+def _pickle(path: Path) -> dict[str, Any]:
     """Old weights. Only tensors are let out of the pickle: anything that would run is refused."""
+    import torch
+
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
@@ -149,27 +207,29 @@ def _pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: not a pickle of nothing but tensors",
             "convert it to model.safetensors where you trust it: safetensors.torch.save_file",
         ) from error
-    return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
 
 
-def _llama(stored: Mapping[str, Tensor], config: Config) -> Iterator[tuple[str, Tensor]]:
+def _llama(stored: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Any]]:
     for name, tensor in stored.items():
         if not name.endswith(LLAMA_BUFFERS) and not _is_tied_head(name, config):
             yield name.removeprefix("model."), tensor
 
 
-def _gpt2(stored: Mapping[str, Tensor], config: Config) -> Iterator[tuple[str, Tensor]]:
+def _gpt2(stored: Mapping[str, Any], config: Config) -> Iterator[tuple[str, Any]]:
     """GPT-2 keeps its matrices the other way round (`Conv1D`), query, key and value in one."""
     for stored_name, stored_tensor in stored.items():
         name, tensor = stored_name.removeprefix("transformer."), stored_tensor
         if name.endswith(GPT2_BUFFERS) or _is_tied_head(name, config):
             continue
         if ".c_" in name and name.endswith("weight"):
-            tensor = tensor.t().contiguous()
+            tensor = tensor.T
         prefix, inner, kind = _split(name)
         if inner == "attn.c_attn":
-            for part, third in zip("qkv", tensor.chunk(3), strict=True):
-                yield f"{prefix}self_attn.{part}_proj.{kind}", third
+            third = len(tensor) // 3
+            for n, part in enumerate("qkv"):
+                rows = tensor[n * third : (n + 1) * third]
+                yield f"{prefix}self_attn.{part}_proj.{kind}", rows
         else:
             yield f"{prefix}{GPT2_NAMES.get(inner, inner)}.{kind}", tensor
 
@@ -188,5 +248,5 @@ def _is_tied_head(name: str, config: Config) -> bool:
     return name == "lm_head.weight" and config.tie_word_embeddings
 
 
-Mapper = Callable[[Mapping[str, Tensor], Config], Iterator[tuple[str, Tensor]]]
+Mapper = Callable[[Mapping[str, Any], Config], Iterator[tuple[str, Any]]]
 MAPPED: dict[str, Mapper] = {"llama": _llama, "qwen2": _llama, "gpt2": _gpt2}

@@ -14,6 +14,7 @@ from edgegen.bundle import MANIFEST, open_bundle, sums
 from edgegen.errors import UnsupportedError
 from edgegen.export import export
 from edgegen.exporters import fused
+from edgegen.exporters._fused_quantize import pack
 from edgegen.models import gan, gpt
 from edgegen.spec import ModelSpec
 from edgegen.verify import verify
@@ -25,7 +26,7 @@ RNG = np.random.default_rng(0)
 def test_weights_on_the_grid_are_exact_and_padding_is_zero(bits):
     steps = RNG.integers(-7, 8, (3, 40)).astype(np.float32)
     steps[:, ::32] = -8 if bits == 4 else 127
-    codes, scale = fused.pack(steps * 0.25, bits, 32)
+    codes, scale = pack(steps * 0.25, bits, 32)
     assert codes.shape == (3, 2, 4 * bits)
     assert (scale == 0.25).all()
     if bits == 4:  # the lower half of a byte comes first
@@ -36,7 +37,7 @@ def test_weights_on_the_grid_are_exact_and_padding_is_zero(bits):
 
 
 def test_rows_of_zeros_stay_zeros():
-    codes, scale = fused.pack(np.zeros((2, 32), np.float32), 4, 32)
+    codes, scale = pack(np.zeros((2, 32), np.float32), 4, 32)
     assert (codes == 0x88).all()
     assert not scale.any()
 

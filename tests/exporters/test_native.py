@@ -5,6 +5,7 @@ import pytest
 
 from edgegen.errors import UnsupportedError
 from edgegen.exporters import BY_ROW, native, quantize_graph
+from edgegen.exporters._native_file import SLAB
 from edgegen.models import gan, gpt
 
 RNG = np.random.default_rng(0)
@@ -27,6 +28,17 @@ def test_fp32_rows_come_back_with_zeros_for_padding():
     assert back.shape == (32, 64)
     assert np.array_equal(back[:17, :33], weight)
     assert not back[17:].any() and not back[:, 33:].any()
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_many_rows_are_packed_as_few_are(bits):
+    weight = RNG.standard_normal((SLAB + 40, 32)).astype(np.float32)
+    whole, scales = native.pack(weight, bits)
+    for start, end in ((0, SLAB), (SLAB, SLAB + 40)):
+        part, scale = native.pack(weight[start:end], bits)
+        blocks = slice(start // 16, start // 16 + len(part))
+        assert np.array_equal(whole[blocks], part)
+        assert scale is None or np.array_equal(scales[blocks], scale)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

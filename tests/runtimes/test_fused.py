@@ -1,13 +1,14 @@
 """ONNX Runtime's own large operators against torch, and the buffers that they work in."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from edgegen.errors import FormatError, MismatchError, NotFoundError, UnsupportedError, UsageError
 from edgegen.exporters import fused as exporter
 from edgegen.models import gpt
-from edgegen.runtimes import fused
+from edgegen.runtimes import _fused_cache, fused
 from edgegen.runtimes.loops import autoregressive
 from edgegen.spec import Options, Sampling
 from edgegen.verify import sqnr_db
@@ -116,12 +117,56 @@ def test_buffers_that_grow_in_the_middle_change_no_token(model, tmp_path, monkey
         return [decoder.start(prompt, Sampling()), *(decoder.step() for _ in range(40))]
 
     grown = text()
-    monkeypatch.setattr(fused, "LEAST_ROOM", 256)
+    monkeypatch.setattr(_fused_cache, "LEAST_ROOM", 256)
     assert np.array_equal(grown, text())
 
 
-def test_sampling_is_left_to_the_loop(model, tmp_path):
-    assert opened(model, tmp_path).decoder(Sampling(temperature=1.0)) is None
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.8, "top_k": 1},
+        {"temperature": 1.0, "top_k": 40},
+        {"temperature": 2.5, "top_k": VOCABULARY - 1},
+        {"temperature": 1.5, "top_k": 40, "top_p": 0.7},
+        {"temperature": 1.2, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
+    ],
+)
+def test_top_k_in_the_graph_draws_the_tokens_of_the_common_loop(model, tmp_path, options):
+    session, sampling = opened(model, tmp_path, "int8"), Sampling(**options)
+    prompts = ((5, 9, 300), (7,), (5, 9, 300))
+    for seed in range(3):
+        fast = session.decoder(sampling, seed)
+        plain = autoregressive.PlainDecoder(session.cached(), VOCABULARY, seed)
+        mine = [fast.start(prompts, sampling), *(fast.step() for _ in range(20))]
+        theirs = [plain.start(prompts, sampling), *(plain.step() for _ in range(20))]
+        assert np.array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=3)])
+def test_equal_logits_are_chosen_from_as_everywhere(tmp_path, sampling):
+    module, graph = make("llama-untied")
+    rows = module.lm_head.weight.data
+    rows[:] = rows[0]  # every token alike, so that there are more than k best
+    session = opened((module, graph), tmp_path)
+    fast = session.decoder(sampling, 1)
+    plain = autoregressive.PlainDecoder(session.cached(), VOCABULARY, 1)
+    mine = [fast.start(((5, 9),), sampling), *(fast.step() for _ in range(10))]
+    theirs = [plain.start(((5, 9),), sampling), *(plain.step() for _ in range(10))]
+    assert np.array_equal(mine, theirs)
+    assert (len(np.unique(mine)) > 3) == (sampling.temperature > 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1.0},
+        {"temperature": 1.0, "top_k": VOCABULARY},
+        {"temperature": 1.0, "top_k": 5, "repetition_penalty": 1.2},
+        {"repetition_penalty": 1.2},
+    ],
+)
+def test_what_needs_every_logit_is_left_to_the_loop(model, tmp_path, options):
+    assert opened(model, tmp_path).decoder(Sampling(**options)) is None
 
 
 def test_positions_that_skip_are_refused_with_the_fix(model, tmp_path):
@@ -157,6 +202,29 @@ def test_another_device_an_option_and_a_broken_file_are_refused(tmp_path):
     path.write_bytes(b"no graph")
     with pytest.raises(FormatError, match=exporter.FILE):
         fused.open_graph(path, graph, "cpu", Options())
+
+
+def test_a_graph_of_an_older_version_is_refused_with_the_fix(tmp_path):
+    module, graph = make("llama")
+    path = tmp_path / exporter.FILE
+    exporter.write(module, graph, path)
+    old = onnx.load(path)
+    old.graph.node.pop()
+    for ends in (old.graph.input, old.graph.output):
+        for end in [e for e in ends if e.name in ("count", "best", "tokens")]:
+            ends.remove(end)
+    onnx.save(old, path)
+    with pytest.raises(FormatError, match="older EdgeGen") as caught:
+        fused.open_graph(path, graph, "cpu", Options())
+    assert "--to fused" in caught.value.hint
+
+
+def test_logits_that_overflow_in_the_middle_are_named(tmp_path):
+    decoder = opened(make("llama"), tmp_path).decoder(Sampling())
+    decoder.start(((5, 9),), Sampling())
+    decoder._cache.buffers["past_key_values.0.value"][:] = np.inf
+    with pytest.raises(MismatchError, match="not finite"):
+        decoder.step()
 
 
 def test_a_closed_session_says_so(tmp_path):

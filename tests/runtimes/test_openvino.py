@@ -3,6 +3,7 @@
 import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset13
 
 from edgegen.bundle import open_bundle, read_golden
 from edgegen.errors import (
@@ -13,7 +14,7 @@ from edgegen.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from edgegen.runtimes import deploy, openvino
+from edgegen.runtimes import _openvino_text, deploy, openvino
 from edgegen.runtimes.loops.autoregressive import PastForward
 from edgegen.spec import Options
 from edgegen.verify import greedy
@@ -48,6 +49,33 @@ def test_with_past_inputs_it_is_the_same_graph_as_in_onnx_runtime(session, expor
 def test_its_own_cache_gives_the_tokens_of_the_plain_loop(session):
     own = greedy(session.cached(), PROMPT, MASK, 20)
     assert np.array_equal(own, greedy(PastForward(session), PROMPT, MASK, 20))
+
+
+def test_of_a_prompt_the_head_computes_the_last_position_alone(session):
+    found = session.cached()(PROMPT, MASK, np.maximum(MASK.cumsum(1) - 1, 0), fresh=True)
+    assert session._request.get_tensor("logits").shape == [2, 1, found.shape[1]]
+
+
+def test_the_models_own_attention_is_left_and_its_masks_are_added(exports):
+    path = exports("gpt") / "openvino_model.xml"
+    models = [openvino.core().read_model(path) for _ in range(2)]
+    _openvino_text.ready(models[0])
+    kinds = []
+    for model in models:
+        nodes = [n for n in model.get_ops() if n.get_type_name() == "ScaledDotProductAttention"]
+        kinds.append({n.input(3).get_source_output().get_element_type() for n in nodes})
+    assert kinds == [{ov.Type.f32}, {ov.Type.boolean}]
+
+
+def test_logits_that_are_no_product_are_all_computed(exports):
+    model = openvino.core().read_model(exports("gpt") / "openvino_model.xml")
+    logits = next(port for port in model.outputs if "logits" in port.names).node
+    doubled = opset13.multiply(logits.input(0).get_source_output(), np.float32(2))
+    doubled.output(0).get_tensor().set_names({"logits"})
+    logits.input(0).get_source_output().get_tensor().set_names(set())
+    logits.input(0).replace_source_output(doubled.output(0))
+    _openvino_text.ready(model)
+    assert "rows" not in {name for port in model.inputs for name in port.names}
 
 
 def test_the_batch_may_change_from_call_to_call(session):
