@@ -37,7 +37,9 @@ class Peer(Struct, frozen=True):
     options: dict[str, str] = {}
     environment: str = ""  # where two peers are two ways of using one installation
     build_variables: dict[str, str] = {}
-    head_bits: dict[str, float] = {}  # of embedding and head by precision, where not as everybody's
+    # A weight of the layers, and one of the embedding and the head, by precision; where not `BITS`.
+    bits: dict[str, tuple[float, float]] = {}
+    lacks: str = "has no {precision} of its own"  # of a precision that is not in `precisions`
 
 
 class PeerError(Exception):
@@ -46,14 +48,34 @@ class PeerError(Exception):
 
 TORCH = ("torch==2.13.0",)
 ALL = ("fp32", "int8", "int4")
-UNWRITTEN = "its export and loop of a decoder with a cache are not written here yet"
+BITS = {
+    "fp32": (32.0, 32.0),
+    "int8": (8.5, 8.5),
+    "int4": (4.5, 8.5),
+}  # groups of 32, scales in fp16
+ROWS = {
+    "int8": (8.0, 8.0),
+    "int4": (4.5, 8.0),
+}  # 8 bits with a scale a row, which is next to nothing
 LLAMA_CPP = "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" + "".join(
     f" -DLLAMA_BUILD_{part}=OFF" for part in ("TESTS", "EXAMPLES", "TOOLS", "SERVER")
 )
 PEERS = [
     *(
-        Peer(f"edgegen-{runtime}", "ours", ALL, options={"runtime": runtime})
-        for runtime in ("native", "fused", "onnxruntime", "openvino")
+        Peer(f"edgegen-{runtime}", "ours", ALL, options={"runtime": runtime}, bits=bits)
+        for runtime, bits in (
+            ("native", {"int4": ROWS["int4"]}),
+            ("fused", {}),
+            ("onnxruntime", {}),
+            ("openvino", {"int8": ROWS["int8"]}),
+        )
+    ),
+    Peer(
+        "edgegen-native-row",
+        "ours",
+        ("int8",),
+        options={"runtime": "native", "group_size": "-1"},
+        bits=ROWS,
     ),
     # The embedding and the head at 4 bits as well, as onnxruntime-genai's builder rounds them.
     Peer(
@@ -61,7 +83,7 @@ PEERS = [
         "ours",
         ("int4",),
         options={"runtime": "native", "embedding_bits": "4"},
-        head_bits={"int4": 4.5},
+        bits={"int4": (4.5, 4.5)},
     ),
     Peer(
         "onnxruntime-genai",
@@ -79,13 +101,14 @@ PEERS = [
                 "accelerate==1.15.0",
             ),
         ),
-        head_bits={"int4": 4.5},
+        bits={"int4": (4.5, 4.5)},
     ),
     Peer(
         "openvino-genai",
         "openvino-genai",
         ALL,
         (("openvino-genai==2026.4.1.0", "openvino==2026.4.1", "numpy==2.4.6"),),
+        bits=ROWS,
     ),
     Peer(
         "llama.cpp",
@@ -100,6 +123,7 @@ PEERS = [
         "torch-hf",
         ("fp32", "int8"),
         (TORCH, ("transformers==5.23.0", "accelerate==1.15.0", "numpy==2.4.6")),
+        bits=ROWS,
     ),
     Peer(
         "torch-compiled",
@@ -123,6 +147,7 @@ PEERS = [
                 "accelerate==1.15.0",
             ),
         ),
+        bits=ROWS,
     ),
     Peer(
         "optimum-intel",
@@ -145,20 +170,29 @@ PEERS = [
                 "accelerate==1.15.0",
             ),
         ),
+        bits=ROWS,
     ),
     Peer(
         "ctranslate2",
         "ctranslate2",
         ("fp32", "int8"),
         (TORCH, ("ctranslate2==4.8.5", "transformers==5.23.0", "numpy==2.4.6")),
+        bits=ROWS,
     ),
-    *(
-        Peer(name, "not-written", ("fp32",), (TORCH, packages), {"why": f"installs; {why}"})
-        for name, packages, why in (
-            ("ncnn", ("ncnn==1.0.20261020", "pnnx==20261020"), f"by way of pnnx {UNWRITTEN}"),
-            ("litert", ("litert-torch==0.10.0",), f"by way of litert-torch {UNWRITTEN}"),
-            ("executorch", ("executorch==1.5.1",), f"by way of XNNPACK {UNWRITTEN}"),
-        )
+    Peer(
+        "executorch",
+        "executorch",
+        ALL,
+        (TORCH, ("executorch==1.5.1", "safetensors==0.8.0")),
+        bits=ROWS,
+    ),
+    Peer("litert", "litert", ALL, (TORCH, ("litert-torch==0.10.0",)), bits=ROWS),
+    Peer(
+        "ncnn",
+        "ncnn",
+        ("fp32",),
+        (TORCH, ("ncnn==1.0.20261020", "pnnx==20261020", "safetensors==0.8.0")),
+        lacks="the wheels of ncnn and pnnx bring no tool that rounds weights to {precision}",
     ),
 ]
 

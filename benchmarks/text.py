@@ -17,125 +17,21 @@ results/text-MODEL.md.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
 import peers
 import text_models
-from msgspec import Struct
-from peers import Peer, PeerError
+from answers import RESULTS, Log, say
+from peers import PeerError
+from text_ready import Plan, Ready, forget, prepare, reference_of
+from text_tables import table, weight_mb
 
-from edgegen import bootstrap, peaks
+from edgegen import peaks
 from edgegen.devices.cpu import environment
-from edgegen.verify import sqnr_db
 
-RESULTS = Path(__file__).parent / "results"
-CHECK_PROMPT, CHECK_TOKENS = 32, 16
-# What a peer must reach to be doing the same work. Weights drawn at random, at 4 bit, keep about
-# 17 dB however well they are rounded; what is wrong altogether stays near 0.
-LEAST_DB = {"fp32": 30.0, "int8": 20.0, "int4": 8.0}
 READING_S = 0.5  # of measuring how fast memory is read
-GROUP_BITS = {"fp32": (32.0, 32.0), "int8": (8.5, 8.5), "int4": (4.5, 8.5)}  # scales in fp16
-
-
-class Ready(Struct, frozen=True):
-    """A peer that has the model built and computes it. `agreement` is what the table says."""
-
-    peer: Peer
-    python: Path
-    path: Path
-    told: str
-    agreement: str
-
-
-class Plan(Struct, frozen=True):
-    """What is timed of one model at one precision."""
-
-    model: str
-    precision: str
-    prompts: tuple[int, ...]
-    new: int
-    repeats: int
-    warmup: int
-
-    @property
-    def context(self) -> int:
-        """Tokens that one call will hold."""
-        return max(self.prompts) + self.new
-
-
-def prepare(peer: Peer, plan: Plan, cache: Path, reference: Path) -> Ready:
-    """Install, build and check; raises `PeerError` with the reason."""
-    if plan.precision not in peer.precisions:
-        raise PeerError(f"has no {plan.precision} of its own")
-    say(f"{plan.model} {plan.precision} {peer.name}: install, build, check")
-    python = peers.install(peer, cache)
-    path, told = build(peer, python, plan, cache)
-    source = text_models.folder_of(plan.model, cache)
-    agreement = check(peer, python, plan, path, text_models.vocabulary_of(source), reference)
-    return Ready(peer, python, path, told, agreement)
-
-
-def build(peer: Peer, python: Path, plan: Plan, cache: Path) -> tuple[Path, str]:
-    """What the peer runs, and what it says of its precision; kept from one run to the next."""
-    if peer.script == "openvino-genai":  # reads what another one writes
-        maker = next(p for p in peers.PEERS if p.name == "optimum-intel")
-        return build(maker, peers.install(maker, cache), plan, cache)
-    output = cache / "models" / plan.model / f"{peer.name}-{plan.precision}"
-    told = output.with_suffix(".json")
-    if not told.is_file() or not output.is_dir():
-        shutil.rmtree(output, ignore_errors=True)
-        source = text_models.folder_of(plan.model, cache)
-        request = {"do": "build", "model": str(source), "output": str(output)}
-        answer = peers.ask(peer, python, request | {"precision": plan.precision})
-        told.write_text(json.dumps(answer))
-    return output, str(json.loads(told.read_text())["precision_class"])
-
-
-def check(
-    peer: Peer, python: Path, plan: Plan, path: Path, vocabulary: int, reference: Path
-) -> str:
-    """How near the peer is to torch in fp32; raises `PeerError` when it computes something else."""
-    with tempfile.TemporaryDirectory() as folder:
-        request = check_request(path, vocabulary, f"{folder}/logits.npy")
-        answer = peers.ask(peer, python, request, threads=1)
-        want = json.loads(reference.with_suffix(".json").read_text())["tokens"]
-        same = sum(a == b for a, b in zip(answer["tokens"], want, strict=True))
-        tokens = f"{same} of {len(want)} greedy tokens"
-        if "logits" not in answer:
-            if same == 0:
-                raise PeerError(f"computes something else: {tokens} are torch's")
-            return tokens
-        decibels = sqnr_db(np.load(reference), np.load(answer["logits"]))
-    if not decibels >= LEAST_DB[plan.precision]:
-        raise PeerError(f"computes something else: {decibels:.1f} dB, {tokens}")
-    return f"{decibels:.1f} dB, {tokens}"
-
-
-def check_request(path: Path, vocabulary: int, logits: str) -> dict[str, Any]:
-    """The question that every peer is asked about one prompt."""
-    asked = {"prompt": CHECK_PROMPT, "new": CHECK_TOKENS, "context": CHECK_PROMPT + CHECK_TOKENS}
-    return {"do": "check", "path": str(path), "vocabulary": vocabulary, "logits": logits} | asked
-
-
-def reference_of(model: str, cache: Path) -> Path:
-    """Logits of torch in fp32 after the prompt of the check, its greedy tokens beside them."""
-    file = cache / "models" / model / "reference.npy"
-    if not file.with_suffix(".json").is_file():
-        torch = next(p for p in peers.PEERS if p.name == "torch")
-        python = peers.install(torch, cache)
-        path, _ = build(torch, python, Plan(model, "fp32", (), 0, 0, 0), cache)
-        vocabulary = text_models.vocabulary_of(text_models.folder_of(model, cache))
-        answer = peers.ask(torch, python, check_request(path, vocabulary, str(file)), threads=1)
-        file.with_suffix(".json").write_text(json.dumps(answer))
-    return file
 
 
 def take_turns(
@@ -189,105 +85,6 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     }
 
 
-class Log:
-    """results/text.jsonl: what was measured before is not measured again."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(exist_ok=True)
-        self._path = path
-        self._known: dict[str, dict[str, Any]] = {}
-        for text in path.read_text().splitlines() if path.is_file() else ():
-            line = json.loads(text)
-            if "answer" in line:
-                self._known[json.dumps(line["key"], sort_keys=True)] = line["answer"]
-
-    def get(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer to `key`, where there is one."""
-        return self._known.get(json.dumps(key, sort_keys=True))
-
-    def add(self, key: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-        """Keep an answer."""
-        self.write({"key": key, "answer": answer})
-        return answer
-
-    def write(self, line: dict[str, Any]) -> None:
-        """One line more."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def weight_mb(source: Path, precision: str, head_bits: dict[str, float]) -> float:
-    """The least that one token must read: every matrix once, the head at its own precision."""
-    from safetensors import safe_open
-
-    inner, outer = GROUP_BITS[precision]
-    outer = head_bits.get(precision, outer)
-    bits = 0.0
-    with safe_open(source / "model.safetensors", "numpy") as file:
-        for name in file.keys():  # noqa: SIM118
-            shape = file.get_slice(name).get_shape()
-            outside = "embed_tokens" in name or "wte" in name or "lm_head" in name
-            if len(shape) == 2 and "wpe" not in name:
-                bits += math.prod(shape) * (outer if outside else inner)
-    return bits / 8e6
-
-
-def table(
-    found: dict[str, list[dict[str, Any]]],
-    ready: Sequence[Ready],
-    plan: Plan,
-    prompt: int,
-    limits_ms: dict[str, float],
-) -> Iterator[str]:
-    """One line a peer: medians, and ratios to the first with their 95 % intervals.
-
-    `limits_ms` is how long each takes to read its weights once.
-    """
-    yield (
-        "| engine | TTFT ms | TPOT ms | TPOT of it / first | TTFT of it / first | of the "
-        "bandwidth | load ms | peak RSS MB | against torch fp32 |"
-    )
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
-    first = found[next(iter(found))]
-    for one in ready:
-        if one.peer.name not in found:
-            continue
-        answers = found[one.peer.name]
-        ttft, tpot = (
-            [by_round(a, prompt, what) for a in answers] for what in ("ttft_ms", "tpot_ms")
-        )
-        ratios = [ratio(first, answers, prompt, what) for what in ("tpot_ms", "ttft_ms")]
-        load, rss = (median(a[name] for a in answers) for name in ("load_ms", "peak_rss_mb"))
-        share = f"{limits_ms[one.peer.name] / median(tpot):.0%}"
-        yield (
-            f"| {one.peer.name} | {median(ttft):.2f} | {median(tpot):.3f} | {ratios[0]} | "
-            f"{ratios[1]} | {share} | {load:.0f} | {rss:.0f} | {one.agreement} |"
-        )
-
-
-def by_round(answer: dict[str, Any], prompt: int, what: str) -> float:
-    """The median of one process."""
-    return median(answer["times"][str(prompt)][what])
-
-
-def ratio(first: Sequence[Any], other: Sequence[Any], prompt: int, what: str) -> str:
-    """The median ratio, round by round, and its interval."""
-    if first is other:
-        return "the first"
-    pairs = [
-        (by_round(a, prompt, what), by_round(b, prompt, what))
-        for a, b in zip(first, other, strict=True)
-    ]
-    if min(min(pair) for pair in pairs) <= 0:
-        return "below the clock"
-    middle, reach = bootstrap.location(np.log([b / a for a, b in pairs]))
-    if reach is None:
-        return f"{math.exp(middle):.2f} (too few rounds)"
-    return (
-        f"{math.exp(middle):.2f} ({math.exp(middle - reach):.2f} to {math.exp(middle + reach):.2f})"
-    )
-
-
 def one_table(plan: Plan, asked: argparse.Namespace, log: Log) -> list[str]:
     """Everything about one model at one precision, as Markdown."""
     cache = asked.cache
@@ -295,6 +92,8 @@ def one_table(plan: Plan, asked: argparse.Namespace, log: Log) -> list[str]:
     reference = reference_of(plan.model, cache)
     ready, refused = [], []
     for peer in asked.peers:
+        if asked.fresh and not peer.installs:
+            forget(peer, plan, cache)
         try:
             ready.append(prepare(peer, plan, cache, reference))
         except PeerError as error:
@@ -302,7 +101,7 @@ def one_table(plan: Plan, asked: argparse.Namespace, log: Log) -> list[str]:
             say(f"{plan.model} {plan.precision} {peer.name}: {error}")
     lines = [f"## {plan.model}, {plan.precision}", ""]
     for threads in asked.threads if ready and not asked.build_only else ():
-        sizes = {r.peer.name: weight_mb(source, plan.precision, r.peer.head_bits) for r in ready}
+        sizes = {r.peer.name: weight_mb(source, plan.precision, r.peer.bits) for r in ready}
         megabytes = max(sizes.values())
         speed = peaks.reading_gb_s(int(megabytes * 1e6 / 1024), threads, READING_S)
         limits = {name: size / speed for name, size in sizes.items()}
@@ -316,18 +115,13 @@ def one_table(plan: Plan, asked: argparse.Namespace, log: Log) -> list[str]:
                 f"reading {megabytes:.1f} MB of weights takes {megabytes / speed:.3f} ms "
                 f"({speed:.0f} GB/s)",
                 "",
-                *table(found, ready, plan, prompt, limits),
+                *table(found, ready, prompt, limits),
                 "",
             ]
         lines += [f"- {name}: failed while it was timed" for name in sorted(lost)]
     lines += [f"- {one.peer.name}: {one.told} ({one.agreement})" for one in ready]
     lines += [f"- not timed: {reason}" for reason in refused]
     return [*lines, ""]
-
-
-def say(text: str) -> None:
-    """Progress."""
-    print(text, flush=True)  # noqa: T201
 
 
 def record(asked: argparse.Namespace, log: Log) -> None:
@@ -356,6 +150,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=peers.default_cache())
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--fresh", action="store_true", help="export EdgeGen's own bundles anew")
     parser.add_argument("--build-only", action="store_true", help="install, build and check")
     asked = parser.parse_args()
     known = {peer.name: peer for peer in peers.PEERS}

@@ -10,7 +10,8 @@ Runs in the peer's own environment, so it needs numpy and nothing else. `peers/N
         logits(ids) -> (vocabulary,)                      of the last position; left out where the
                                                           peer does not give them away
 
-`context` is the largest number of tokens that one call will hold.
+`context` is the largest number of tokens that one call will hold. Modules in `peers/shared` can be
+imported.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def main() -> None:
         answer = {"build": build, "check": check, "run": run}[request["do"]](request)
     except Exception as error:  # a peer's errors share no base but Exception
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        answer = {"error": f"{type(error).__name__}: {(lines or ['no message'])[0][:300]}"}
+        told = (lines or ["no message"])[0].replace(str(Path.home()), "~")[:300]
+        answer = {"error": f"{type(error).__name__}: {told}"}
     out.write(json.dumps(answer) + "\n")
     out.flush()
     os._exit(0)  # some engines crash or hang when Python takes them down
@@ -46,6 +48,8 @@ def main() -> None:
 def adapter() -> tuple[Any, float]:
     """The module of the peer, and how long importing it and its engine took, in ms."""
     start = time.perf_counter()
+    # Behind everything else: nothing in there may hide a package.
+    sys.path.append(str(Path(__file__).parent / "peers" / "shared"))
     spec = importlib.util.spec_from_file_location("peer", f"{sys.argv[1]}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
@@ -19,15 +20,18 @@ from edgegen.bundle import Bundle, open_bundle, worst
 from edgegen.devices import cpu
 from edgegen.errors import EdgeGenError, FormatError, UnsupportedError
 from edgegen.proof import readers
-from edgegen.runtimes import ROOM, deploy
+from edgegen.runtimes import ROOM, Deployment, deploy
 from edgegen.spec import Options, Report, Request, silent
 from edgegen.timing import timed
 from edgegen.verify import verify
 from edgegen.workload import request_for
 
 NAME = "auto"
-BUDGET_S = 0.15  # of runs an engine, after one to warm up
-LEAST, MOST = 3, 50  # runs
+BUDGET_S = 0.15  # of runs an engine, in all
+# Slow and fast phases of a machine last longer than a run, so the engines take turns; a turn is
+# several runs, for the threads of the one before still spin for a while.
+TURNS = 3
+MOST = 20  # runs a turn, after one to warm up
 
 
 class Candidate(Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,10 +83,17 @@ def choose(
     if found := _read(file):
         return found
     request = request_for(path)
-    candidates: list[Candidate] = []
-    for engine in (names := readers(bundle)[0]):
-        report(f"measure {engine}", len(candidates), len(names))
-        candidates.append(_try(bundle, engine, device, options, request))
+    names = readers(bundle)[0]
+    refused: dict[str, str] = {}
+    for number, engine in enumerate(names):
+        report(f"prove {engine}", number, len(names))
+        refused[engine] = _refusal(bundle, engine, device, options)
+    report("measure " + ", ".join(n for n in names if not refused[n]), len(names), len(names))
+    times = _in_turns(bundle, refused, device, options, request)
+    candidates = [
+        Candidate(engine, _version(engine), tuple(times.get(engine, ())), refused[engine])
+        for engine in names
+    ]
     fit = [one for one in candidates if one.ms]
     if not fit:
         raise UnsupportedError(
@@ -117,29 +128,47 @@ def _version(engine: str) -> str:
     return str(rooms.load(ROOM, engine).version())
 
 
-def _try(bundle: Bundle, engine: str, device: str, options: Options, request: Request) -> Candidate:
-    """Prove, then run for a while; an engine that refuses is a candidate with a reason."""
-    version = _version(engine)
+def _refusal(bundle: Bundle, engine: str, device: str, options: Options) -> str:
+    """Why the engine is no candidate: it refuses the bundle, or computes something else."""
     try:
         failed = [row for row in verify(bundle, engine, device, options) if not row.ok]
-        if failed:
-            row = worst(failed)
-            why = f"{row.graph} {row.case} {row.output} is out of tolerance ({row.rule})"
-            return Candidate(engine, version, refused=why)
-        return Candidate(engine, version, tuple(_times(bundle, engine, device, options, request)))
     except EdgeGenError as error:
-        return Candidate(engine, version, refused=str(error))
+        return str(error)
+    if not failed:
+        return ""
+    row = worst(failed)
+    return f"{row.graph} {row.case} {row.output} is out of tolerance ({row.rule})"
 
 
-def _times(
-    bundle: Bundle, engine: str, device: str, options: Options, request: Request
-) -> list[float]:
-    """Milliseconds of whole runs, each with a prompt or latents of its own."""
-    out: list[float] = []
-    with deploy(bundle.path, engine, device, options) as deployment:
-        timed(deployment.steps(request))
-        end = time.perf_counter() + BUDGET_S
-        while len(out) < LEAST or (time.perf_counter() < end and len(out) < MOST):
-            again = msgspec.structs.replace(request, seed=1 + len(out))
-            out.append(sum(timed(deployment.steps(again))[1]))
-    return out
+def _in_turns(
+    bundle: Bundle, refused: dict[str, str], device: str, options: Options, request: Request
+) -> dict[str, list[float]]:
+    """Milliseconds of whole runs of the engines that nothing refuses, each with a prompt or
+    latents of its own; one that refuses now is put into `refused`."""
+    opened: dict[str, Deployment] = {}
+    times: dict[str, list[float]] = {engine: [] for engine in refused}
+    with ExitStack() as stack:
+        for turn in range(TURNS):
+            for engine in list(refused)[:: 1 if turn % 2 == 0 else -1]:
+                if refused[engine]:
+                    continue
+                try:
+                    if engine not in opened:
+                        deployment = deploy(bundle.path, engine, device, options)
+                        opened[engine] = stack.enter_context(deployment)
+                    _turn(times[engine], opened[engine], request)
+                except EdgeGenError as error:
+                    refused[engine] = str(error)
+    return {engine: found for engine, found in times.items() if not refused[engine]}
+
+
+def _turn(found: list[float], deployment: Deployment, request: Request) -> None:
+    """Some runs more, after one that is not counted."""
+    timed(deployment.steps(request))
+    most = len(found) + MOST
+    end = time.perf_counter() + BUDGET_S / TURNS
+    while True:
+        again = msgspec.structs.replace(request, seed=1 + len(found))
+        found.append(sum(timed(deployment.steps(again))[1]))
+        if len(found) == most or time.perf_counter() >= end:
+            return

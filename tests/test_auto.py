@@ -6,9 +6,11 @@ import msgspec
 import pytest
 
 from edgegen import auto, cli, records
+from edgegen.bundle import open_bundle
 from edgegen.cli import profile
 from edgegen.errors import UnsupportedError, UsageError
 from edgegen.spec import Options
+from edgegen.verify import verify
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +23,7 @@ def kept(monkeypatch, tmp_path):
 def test_the_one_engine_that_there_is_is_taken_with_its_times(image_bundle, kept):
     choice = auto.choose(image_bundle)
     assert choice.engine == "callable"
-    assert auto.LEAST <= len(choice.candidates[0].ms) <= auto.MOST
+    assert auto.TURNS <= len(choice.candidates[0].ms) <= auto.TURNS * auto.MOST
     assert choice.why().startswith("auto: callable for toy-vae on cpu (a run of batch 1: callable ")
     assert records.read(auto.Choice, next(kept.iterdir())) == choice
 
@@ -44,6 +46,27 @@ def test_an_engine_that_computes_another_model_is_not_taken(image_bundle, toys):
     )
     try:
         with pytest.raises(UnsupportedError, match="callable not taken: decoder batch-2 image is"):
+            auto.choose(image_bundle)
+    finally:
+        toys.in_memory.register("toy-decoder", toys.toy_decoder)
+
+
+def test_an_engine_that_fails_while_it_is_timed_is_not_taken(image_bundle, toys):
+    calls = []
+
+    def limited(feed):
+        calls.append(1)
+        if len(calls) > proofs:
+            raise UnsupportedError("it has had enough")
+        return toys.toy_decoder(feed)
+
+    proofs = 1000
+    toys.in_memory.register("toy-decoder", limited)
+    try:
+        verify(open_bundle(image_bundle), "callable")
+        proofs = len(calls)
+        calls.clear()
+        with pytest.raises(UnsupportedError, match="callable not taken: it has had enough"):
             auto.choose(image_bundle)
     finally:
         toys.in_memory.register("toy-decoder", toys.toy_decoder)

@@ -16,6 +16,11 @@ def build(model: Path, output: Path, precision: str, options: dict[str, str]) ->
 
     kind = {"fp32": "float32", "int8": "int8_float32"}[precision]
     TransformersConverter(str(model)).convert(str(output), quantization=kind)
+    file = output / "config.json"
+    config = json.loads(file.read_text())
+    # For a tokenizer without an unknown token it writes null, and then does not load that.
+    config["unk_token"] = config["unk_token"] or config["eos_token"]
+    file.write_text(json.dumps(config))
     return TOLD[precision]
 
 

@@ -62,7 +62,8 @@ def build(model: Path, output: Path, precision: str, options: dict[str, str]) ->
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return f"{inner}, embedding and head {outer}, activations Q8_0; cache f16"
+    rounded = "" if precision == "fp32" else ", activations Q8_0"
+    return f"{inner}, embedding and head {outer}{rounded}; cache f16"
 
 
 def _llama_sizes(writer: Any, config: dict[str, Any]) -> None:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+import torch
+from generate import Text
+from optimum.onnxruntime import ORTModelForCausalLM, ORTQuantizer
+from optimum.onnxruntime.configuration import AutoQuantizationConfig
+
 
 def build(model: Path, output: Path, precision: str, options: dict[str, str]) -> str:
     from optimum.exporters.onnx import main_export
@@ -13,9 +19,6 @@ def build(model: Path, output: Path, precision: str, options: dict[str, str]) ->
     main_export(str(model), plain, task="text-generation-with-past", do_validation=False)
     if precision == "fp32":
         return "fp32"
-    from optimum.onnxruntime import ORTQuantizer
-    from optimum.onnxruntime.configuration import AutoQuantizationConfig
-
     quantizer = ORTQuantizer.from_pretrained(plain)
     config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
     quantizer.quantize(save_dir=output, quantization_config=config, file_suffix="")
@@ -23,38 +26,8 @@ def build(model: Path, output: Path, precision: str, options: dict[str, str]) ->
 
 
 def open_model(path: Path, threads: int, context: int, options: dict[str, str]) -> Any:
-    import onnxruntime
-    import torch
-    from optimum.onnxruntime import ORTModelForCausalLM
-
     torch.set_num_threads(threads)
     session = onnxruntime.SessionOptions()
     session.intra_op_num_threads = threads
     model = ORTModelForCausalLM.from_pretrained(path, session_options=session, use_io_binding=True)
     return Text(model)
-
-
-class Text:
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def generate(self, ids: list[int], count: int) -> list[int]:
-        import torch
-
-        x = torch.tensor([ids])
-        with torch.inference_mode():
-            found = self._model.generate(
-                x,
-                attention_mask=torch.ones_like(x),
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-            )
-        return [int(i) for i in found[0, len(ids) :]]
-
-    def logits(self, ids: list[int]) -> Any:
-        import torch
-
-        x = torch.tensor([ids])
-        with torch.inference_mode():
-            return self._model(input_ids=x, attention_mask=torch.ones_like(x)).logits[0, -1].numpy()

@@ -18,6 +18,8 @@ FORMAT_OF = {"onnxruntime": "onnx"}
 def build(model: Path, output: Path, precision: str, options: dict[str, str]) -> str:
     """`edgegen export`, or `compress` and `export` where the options ask for a narrower head.
 
+    `group_size` is `export`'s own option; -1 is a scale a row.
+
     Returns:
         What it said of the precision.
     """
@@ -29,7 +31,10 @@ def build(model: Path, output: Path, precision: str, options: dict[str, str]) ->
         if "embedding_bits" in options:
             source = Path(folder) / "narrow"
             _quantize(model, source, precision, int(options["embedding_bits"]))
-        [bundle] = export(str(source), output, formats=[kind], precisions=[precision])
+        group_size = int(options.get("group_size", 0))
+        [bundle] = export(
+            str(source), output, formats=[kind], precisions=[precision], group_size=group_size
+        )
     notes = [note for artifact in bundle.manifest.artifacts for note in artifact.notes]
     return "; ".join([precision, *notes])
 
@@ -60,8 +65,8 @@ class Text:
 
     def generate(self, ids: list[int], count: int) -> list[int]:
         request = Request(new_tokens=count, prompts=(tuple(ids),), ignore_eos=True)
-        ids: list[int] = self._deployment.tokens(request)[:, 0].tolist()
-        return ids
+        found: list[int] = self._deployment.tokens(request)[:, 0].tolist()
+        return found
 
     def logits(self, ids: list[int]) -> Any:
         padded, mask = pad_left((tuple(ids),))

@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 def build(model: Path, output: Path, precision: str, options: dict[str, str]) -> str:
     output.mkdir(parents=True)
     (output / "model.json").write_text(json.dumps({"model": str(model), "precision": precision}))
-    return {"fp32": "fp32", "int8": "linear layers int8 a tensor, activations int8 (dynamic)"}[
-        precision
-    ]
+    if precision == "fp32":
+        return "fp32"
+    gpt2 = json.loads((model / "config.json").read_text())["model_type"] == "gpt2"
+    which = "the head (transformers' Conv1D stays fp32)" if gpt2 else "linear layers"
+    return f"{which} int8 a tensor, activations int8 (dynamic)"
 
 
 def open_model(path: Path, threads: int, context: int, options: dict[str, str]) -> Any:
