@@ -27,6 +27,7 @@ from edgegen.models import gpt
 from edgegen.runtimes import native
 from edgegen.spec import Options, Sampling
 
+RECOVERY_S = 10.0
 PROMPT = ((1, 2, 3, 4, 5, 6, 7, 8),)
 
 
@@ -83,6 +84,13 @@ def decode(session: native.NativeSession, tokens: int) -> tuple[float, list[list
     return (time.perf_counter() - start) * 1e3 / tokens, found.tolist()
 
 
+def recover(session: native.NativeSession, threads: int, tokens: int) -> None:
+    """Decode until all threads are back, or would be if they could."""
+    end = time.perf_counter() + RECOVERY_S
+    while session.pace[0] < threads and time.perf_counter() < end:
+        decode(session, tokens)
+
+
 def main() -> None:
     """Print a line a round, then the ratios."""
     given = arguments()
@@ -99,10 +107,10 @@ def main() -> None:
                     decode(session, given.tokens // 4)  # the others have started by then
                     busy_ms, tokens = decode(session, given.tokens)
                 assert tokens == wanted
-                decode(session, given.tokens // 4)  # all threads are back
+                now, late = session.pace
+                recover(session, threads, given.tokens)
                 ratios.append(busy_ms / quiet_ms)
                 alone.append(quiet_ms)
-                now, late = session.pace
                 print(  # noqa: T201
                     f"{threads} threads: {quiet_ms:.3f} ms a token alone, {busy_ms:.3f} beside "
                     f"{given.busy} busy; {now} threads now, late {late} times so far"

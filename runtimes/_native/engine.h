@@ -105,9 +105,9 @@ typedef struct {
     void (*exponentials)(const double *x, double most, int count, double *y); /* e^(x - most) */
 } Kernels;
 
-/* Threads that work on one job together. They spin a little while they wait, then sleep. A thread
-   that came late, as its core was busy with something else, is left out for a while: the next jobs
-   are done by fewer. */
+/* Threads that work on one job together. They spin a little while they wait, then sleep. Where much of
+   the time is spent asleep, as a core is busy with something else, a thread is left out for a while:
+   the next jobs are done by fewer. */
 typedef struct Crew Crew;
 Crew *crew_new(int threads);
 void crew_free(Crew *);

@@ -11,8 +11,11 @@
 
 enum { MAX_THREADS = 64, LOOKS = 32 /* between two looks at the clock */ };
 static const double SPIN_S = 100e-6;  /* a wait so long means that a thread has lost its core */
-static const double FIRST_S = 20e-3;  /* so long fewer threads work after one was late, */
-static const double LONGEST_S = 1.0;  /* doubled each time that the next try is late, too */
+static const double REST_S = 2e-3;    /* between jobs: a core that slept comes back late */
+static const double WINDOW_S = 25e-3; /* of work, or a job, by which time lost to waiting is judged: */
+static const double WORTH = 0.8;      /* of what one thread of the crew contributes is too much */
+static const double FIRST_S = 20e-3;  /* so long fewer threads work then, */
+static const double LONGEST_S = 1.0;  /* doubled each time that the next try loses as much */
 
 /* What is waited for. `asleep` keeps those who change it from the lock when nobody sleeps. */
 typedef struct {
@@ -26,8 +29,10 @@ struct Crew {
     pthread_cond_t changed;
     pthread_t thread[MAX_THREADS];
     int size, started, active;
-    _Atomic int quit, waited; /* waited: somebody slept at a meeting of this job */
+    _Atomic int quit;
+    _Atomic long long lost_ns; /* how long threads slept at meetings of this window */
     int late;
+    double worked;          /* seconds of this window that went by in jobs */
     double until, patience; /* seconds: when more threads are tried again, and the pause after that */
     void (*work)(void *, int);
     void *job;
@@ -52,23 +57,25 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Until `counter` is no longer `seen`; 1 when spinning did not do. */
-static int await_change(Crew *crew, Counter *counter, unsigned seen) {
-    for (double end = 0;;) {
+/* Until `counter` is no longer `seen`; how many seconds it took where `spin` of them did not do, else
+   0. */
+static double await_change(Crew *crew, Counter *counter, unsigned seen, double spin) {
+    double begin = 0;
+    for (;;) {
         for (int look = 0; look < LOOKS; look++) {
             if (atomic_load_explicit(&counter->value, memory_order_acquire) != seen) return 0;
             rest_a_moment();
         }
         const double time = now();
-        if (end == 0) end = time + SPIN_S;
-        if (time > end) break;
+        if (begin == 0) begin = time;
+        if (time > begin + spin) break;
     }
     pthread_mutex_lock(&crew->lock);
     atomic_fetch_add(&counter->asleep, 1);
     while (atomic_load(&counter->value) == seen) pthread_cond_wait(&crew->changed, &crew->lock);
     atomic_fetch_sub(&counter->asleep, 1);
     pthread_mutex_unlock(&crew->lock);
-    return 1;
+    return now() - begin;
 }
 
 /* Either this sees the sleeper, or the sleeper, who looks again under the lock, sees the change. */
@@ -80,18 +87,20 @@ static void change(Crew *crew, Counter *counter) {
     pthread_mutex_unlock(&crew->lock);
 }
 
-static int meet(Crew *crew) {
+/* Seconds that were slept through. */
+static double meet(Crew *crew) {
     if (crew->active == 1) return 0;
     unsigned seen = atomic_load_explicit(&crew->meetings.value, memory_order_acquire);
     unsigned before = atomic_fetch_add_explicit(&crew->arrived.value, 1, memory_order_acq_rel);
-    if (before + 1 < (unsigned)crew->active) return await_change(crew, &crew->meetings, seen);
+    if (before + 1 < (unsigned)crew->active) return await_change(crew, &crew->meetings, seen, SPIN_S);
     atomic_store_explicit(&crew->arrived.value, 0, memory_order_relaxed);
     change(crew, &crew->meetings);
     return 0;
 }
 
 void crew_meet(Crew *crew) {
-    if (meet(crew)) atomic_store_explicit(&crew->waited, 1, memory_order_relaxed);
+    const double slept = meet(crew);
+    if (slept > 0) atomic_fetch_add(&crew->lost_ns, (long long)(slept * 1e9));
 }
 
 void crew_gather(Crew *crew) { meet(crew); }
@@ -101,7 +110,7 @@ static void *live(void *argument) {
     free(argument);
     unsigned seen = 0;
     for (;;) {
-        await_change(place.crew, &place.crew->jobs[place.number], seen++);
+        await_change(place.crew, &place.crew->jobs[place.number], seen++, REST_S);
         if (atomic_load(&place.crew->quit)) return NULL;
         place.crew->work(place.crew->job, place.number);
         meet(place.crew);
@@ -141,30 +150,42 @@ void crew_free(Crew *crew) {
     free(crew);
 }
 
-/* One thread fewer after a job in which one was late; one more when the pause is over. */
-static void pace(Crew *crew) {
-    const double time = now();
-    if (atomic_load_explicit(&crew->waited, memory_order_relaxed)) {
-        crew->active -= crew->active > 1;
+static void begin_window(Crew *crew) {
+    crew->worked = 0;
+    atomic_store(&crew->lost_ns, 0);
+}
+
+/* One thread fewer after a window in which too much was lost; one more when the pause is over. A core
+   that is gone for a moment, now and then, is waited for: with half of the threads everything takes
+   twice as long. */
+static void pace(Crew *crew, double began) {
+    const double time = now(), slept = 1e-9 * (double)atomic_load(&crew->lost_ns);
+    crew->worked += time - began;
+    const double window = crew->worked > WINDOW_S ? crew->worked : WINDOW_S;
+    if (crew->active > 1 && slept / (crew->active - 1) > WORTH * window / crew->active) {
+        crew->active--;
         crew->late++;
         crew->until = time + crew->patience;
         crew->patience = crew->patience * 2 < LONGEST_S ? crew->patience * 2 : LONGEST_S;
+        begin_window(crew);
     } else if (crew->active < crew->size && time > crew->until) {
         crew->active++;
         crew->until = time + crew->patience; /* the next one, or all is well */
-    } else if (crew->active == crew->size && time > crew->until) {
-        crew->patience = FIRST_S;
+        begin_window(crew);
+    } else if (crew->worked > WINDOW_S) {
+        if (crew->active == crew->size && time > crew->until) crew->patience = FIRST_S;
+        begin_window(crew);
     }
 }
 
 void crew_run(Crew *crew, void (*work)(void *, int), void *job) {
+    const double began = now();
     crew->work = work;
     crew->job = job;
-    atomic_store_explicit(&crew->waited, 0, memory_order_relaxed);
     for (int number = 1; number < crew->active; number++) change(crew, &crew->jobs[number]);
     work(job, 0);
     meet(crew);
-    if (crew->size > 1) pace(crew);
+    if (crew->size > 1) pace(crew, began);
 }
 
 int crew_size(const Crew *crew) { return crew->active; }
