@@ -11,7 +11,7 @@ import torch
 
 def build(models: Any, name: str, output: Path, options: dict[str, str]) -> str:
     output.mkdir(parents=True)
-    (output / "model.json").write_text(json.dumps([models.__file__, name]))
+    (output / "model.json").write_text(json.dumps(name))
     return "fp32"
 
 
@@ -19,7 +19,8 @@ def open_model(path: Path, threads: int, options: dict[str, str]) -> Any:
     import importlib.util
 
     torch.set_num_threads(threads)
-    file, name = json.loads((path / "model.json").read_text())
+    name = json.loads((path / "model.json").read_text())
+    file = Path(__file__).parents[1] / "image_models.py"
     spec = importlib.util.spec_from_file_location("image_models", file)
     assert spec and spec.loader
     models = importlib.util.module_from_spec(spec)
